@@ -1,0 +1,312 @@
+"""The command ``ebt-policy``. Exit codes: 0 done, 2 the user's mistake, 1 anything else."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ebt_policy import config as settings
+from ebt_policy.config import PRESETS, PolicyConfig, TrainingConfig
+from ebt_policy.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and shows an example in every ``--help``."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        command: Callable[[argparse.Namespace], None] = options.command
+        command(options)
+    except UserError as error:
+        print(f"ebt-policy: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ebt-policy: interrupted", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = _Parser(
+        prog="ebt-policy",
+        description="Energy-based transformer policies: learn from demonstrations, act by descent.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    data = commands.add_parser("data", help="look at or download demonstrations")
+    actions = data.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
+    info = _command(
+        actions, "info", _data_info, "show what a file of demonstrations holds, and its problems",
+        "ebt-policy data info data/pusht_cchi_v7_replay.zarr",
+    )  # fmt: skip
+    info.add_argument("path", metavar="PATH", help="robomimic HDF5, or zarr folder or .zarr.zip")
+    info.add_argument("--filter", metavar="KEY", help="robomimic filter key, e.g. train")
+    get = _command(
+        actions, "get", _data_get, "download a published data set and verify it",
+        "ebt-policy data get pusht --out data",
+    )  # fmt: skip
+    get.add_argument("name", metavar="NAME", help="pusht")
+    get.add_argument("--out", metavar="DIR", default="data", help="folder (default: data)")
+    get.add_argument("--url", help="download from here instead of the published address")
+
+    collect = _command(
+        commands, "collect", _collect, "record a scripted expert's successes as robomimic HDF5",
+        "ebt-policy collect metaworld/pick-place --episodes 60 --out data/pick-place.hdf5 --seed 0",
+    )  # fmt: skip
+    collect.add_argument("task", metavar="TASK", help="metaworld/<task>")
+    collect.add_argument("--episodes", metavar="N", type=int, required=True)
+    collect.add_argument("--out", metavar="FILE", required=True, help="HDF5 file to write")
+    collect.add_argument("--seed", metavar="S", type=int, default=0, help="of the first start")
+
+    train = _command(
+        commands, "train", _train, "train a policy on demonstrations",
+        "ebt-policy train --data data/pick-place.hdf5 --policy ebt --preset tiny --budget 3m "
+        "--out runs/pick-place",
+    )  # fmt: skip
+    train.add_argument("--data", metavar="PATH", required=True, help="demonstrations")
+    train.add_argument("--filter", metavar="KEY", help="robomimic filter key, e.g. train")
+    train.add_argument(
+        "--policy", choices=["ebt", "diffusion", "mip", "regression"], default="ebt",
+        help="ebt is the energy policy (default), the others are baselines on the same network",
+    )  # fmt: skip
+    train.add_argument("--preset", choices=list(PRESETS), default="small", help="network size")
+    train.add_argument(
+        "--objective", choices=["basin", "equilibrium", "unrolled"],
+        help="how the energy is trained (default: basin)",
+    )  # fmt: skip
+    train.add_argument(
+        "--obs", metavar="KEYS",
+        help="observation keys, comma-separated; KEY:angles=I+J marks angles in radians",
+    )  # fmt: skip
+    train.add_argument("--seed", metavar="S", type=int, default=0)
+    length = train.add_mutually_exclusive_group(required=True)
+    length.add_argument("--steps", metavar="N", type=int, help="training steps")
+    length.add_argument("--budget", metavar="T", help="training time, e.g. 90s, 30m, 2h")
+    train.add_argument("--out", metavar="RUN", required=True, help="folder of the run")
+    train.add_argument(
+        "--resume", action="store_true",
+        help="continue the run in --out from its newest checkpoint (begin if there is none)",
+    )  # fmt: skip
+    train.add_argument("--batch-size", metavar="N", type=int, default=TrainingConfig.batch_size)
+    train.add_argument("--learning-rate", metavar="X", type=float, help="(default: the preset's)")
+    train.add_argument(
+        "--threads", metavar="N", type=int, default=1, help="CPU threads (default: 1)"
+    )
+    train.add_argument("--bf16", action="store_true", help="mixed precision")
+    train.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[],
+        help="any other setting of the policy, e.g. basin.noise=0.3 or form=scalar",
+    )  # fmt: skip
+
+    evaluation = _command(
+        commands, "eval", _eval, "roll a trained policy out on unseen starts",
+        "ebt-policy eval runs/pick-place --task metaworld/pick-place --episodes 50 --seed 100000 "
+        "--workers 2 --video runs/pick-place/results/rollout.mp4",
+    )  # fmt: skip
+    evaluation.add_argument("run", metavar="RUN", help="folder of the run")
+    evaluation.add_argument(
+        "--task", metavar="TASK", required=True, help="pusht, metaworld/<task>, gym:<id>"
+    )
+    evaluation.add_argument("--episodes", metavar="N", type=int, default=50)
+    evaluation.add_argument(
+        "--seed", metavar="S", type=int, default=100_000, help="starts S … S+N-1"
+    )
+    evaluation.add_argument(
+        "--descent-steps", metavar="K", type=int, help="gradient steps per chunk"
+    )
+    evaluation.add_argument(
+        "--starts", metavar="N", type=int, help="descend from N starts, keep the lowest energy"
+    )
+    evaluation.add_argument(
+        "--max-ms", metavar="MS", type=float, help="stop a descent after this long"
+    )
+    evaluation.add_argument("--sampler", choices=["ddpm", "ddim"], help="of a diffusion policy")
+    evaluation.add_argument(
+        "--workers", metavar="W", type=int, default=len(os.sched_getaffinity(0))
+    )
+    evaluation.add_argument("--video", metavar="FILE", help="MP4 of the first episode")
+    evaluation.add_argument("--json", metavar="FILE", help="write the result here too")
+    evaluation.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[],
+        help="any other setting of acting, e.g. descent.tolerance=0.01",
+    )  # fmt: skip
+
+    report = _command(
+        commands, "report", _report, "one HTML file that compares runs",
+        "ebt-policy report runs/ebt runs/diffusion --out runs/report.html",
+    )  # fmt: skip
+    report.add_argument("runs", metavar="RUN", nargs="+", help="runs that have been evaluated")
+    report.add_argument("--out", metavar="FILE", required=True, help="HTML file to write")
+
+    demo = _command(
+        commands, "demo", _demo, "two Meta-World tasks from nothing to a report, in minutes",
+        "ebt-policy demo --out runs/demo",
+    )  # fmt: skip
+    demo.add_argument("--out", metavar="DIR", default="runs/demo")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], what: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=what, description=what[0].upper() + what[1:] + ".",
+        epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.set_defaults(command=run)
+    return parser
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90s``, ``30m``, ``1.5h``.
+
+    Raises:
+        UserError: the text is something else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise UserError(f"--budget {text}: write a time above 0 such as 90s, 30m or 2h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+# Each command imports what it needs when it runs, so that --help is instant and a missing
+# extra matters only to those who use it.
+
+
+def _data_info(options: argparse.Namespace) -> None:
+    from ebt_policy.demonstrations import open_demonstrations
+    from ebt_policy.demonstrations.inspection import inspect
+
+    print(inspect(open_demonstrations(options.path, options.filter)).text())
+
+
+def _data_get(options: argparse.Namespace) -> None:
+    from ebt_policy.demonstrations.download import fetch
+
+    print(fetch(options.name, Path(options.out), options.url))
+
+
+def _collect(options: argparse.Namespace) -> None:
+    from ebt_policy.demonstrations.robomimic import write_robomimic
+    from ebt_policy.tasks import make_task
+    from ebt_policy.tasks.collection import collect
+
+    task, out = make_task(options.task), Path(options.out)
+    if out.exists():
+        raise UserError(f"--out {out}: exists already; choose another name or remove it")
+    episodes = collect(task, options.episodes, options.seed)
+    kwargs: dict[str, Any] = {"control_freq": task.rate}
+    if task.action_bounds is not None:
+        kwargs["action_bounds"] = task.action_bounds
+    write_robomimic(out, episodes, task.name, kwargs)
+    print(f"{out}: {len(episodes)} episodes, {sum(len(e.actions) for e in episodes)} steps")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from ebt_policy.demonstrations import open_demonstrations
+    from ebt_policy.training.trainer import train
+    from ebt_policy.windows.windows import choose_streams
+
+    if options.objective is not None and options.policy != "ebt":
+        raise UserError(f"--objective {options.objective}: only --policy ebt has an objective")
+    demonstrations = open_demonstrations(options.data, options.filter)
+    preset = PRESETS[options.preset]
+    objective = options.objective or PolicyConfig.objective
+    policy_config = settings.override(
+        PolicyConfig(
+            policy=options.policy,
+            streams=choose_streams(demonstrations, options.obs),
+            action_dim=demonstrations.actions.shape[0],
+            network=preset.network,
+            objective=objective,
+            descent=settings.DESCENT_DEFAULTS[objective],
+        ),
+        options.set,
+    )
+    training_config = TrainingConfig(
+        data=demonstrations.path.name,
+        steps=options.steps,
+        budget_seconds=None if options.budget is None else parse_duration(options.budget),
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate or preset.learning_rate,
+        bf16=options.bf16,
+        threads=options.threads,
+        seed=options.seed,
+    )
+    print(
+        f"{demonstrations.path.name}: {demonstrations.episodes} episodes, "
+        f"{demonstrations.steps} steps; observing {', '.join(policy_config.streams)}"
+    )
+    train(demonstrations, policy_config, training_config, Path(options.out), options.resume)
+    print(f"{options.out}: done; next: ebt-policy eval {options.out} --task …")
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from ebt_policy.evaluation.results import store_result
+    from ebt_policy.evaluation.rollout import Rollout, evaluate
+    from ebt_policy.policies.files import load_policy
+
+    config = load_policy(options.run).config
+    for option, owner in (("descent_steps", "ebt"), ("starts", "ebt"), ("max_ms", "ebt"), ("sampler", "diffusion")):  # fmt: skip  # noqa: E501
+        if getattr(options, option) is not None and config.policy != owner:
+            flag = "--" + option.replace("_", "-")
+            raise UserError(f"{flag}: {options.run} is a {config.policy} policy, not {owner}")
+    config = settings.override(config, options.set)
+    changes = {"steps": options.descent_steps, "starts": options.starts, "max_ms": options.max_ms}
+    descent = dataclasses.replace(
+        config.descent, **{k: v for k, v in changes.items() if v is not None}
+    )
+    diffusion = config.diffusion
+    if options.sampler is not None:
+        diffusion = dataclasses.replace(diffusion, sampler=options.sampler)
+    rollout = Rollout(
+        options.run, options.task, descent, diffusion, options.video,
+        options.seed if options.video else None,
+    )  # fmt: skip
+    result = evaluate(rollout, options.episodes, options.seed, options.workers)
+    store_result(result, Path(options.run), Path(options.json) if options.json else None)
+    low, high = result["success_ci95"]
+    latency = result["latency_ms"]
+    print(
+        f"{result['task']} {result['policy']} ({result['sampler']}): "
+        f"success {result['success_rate']:.3f} [{low:.3f}, {high:.3f}], "
+        f"score {result['score_mean']:.3f} [{result['score_ci95'][0]:.3f}, "
+        f"{result['score_ci95'][1]:.3f}], {result['descent_steps_mean']:.1f} steps per chunk, "
+        f"{latency['p50']:.1f} ms p50, {latency['p95']:.1f} ms p95, {result['episodes']} episodes"
+    )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from ebt_policy.report.html import write_report
+
+    write_report([Path(run) for run in options.runs], Path(options.out))
+    print(options.out)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from ebt_policy.cli.demo import demo
+
+    demo(Path(options.out))
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

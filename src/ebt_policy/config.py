@@ -1,0 +1,386 @@
+"""Every setting of the library, typed, with its default in this one place.
+
+A run's folder holds the exact configuration that made it: ``config.json`` is
+:class:`PolicyConfig`, ``training.json`` is :class:`TrainingConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from ebt_policy.errors import UserError
+
+PolicyName = Literal["ebt", "diffusion", "mip", "regression"]
+EnergyForm = Literal["residual", "scalar"]
+ObjectiveName = Literal["basin", "equilibrium", "unrolled"]
+StepRule = Literal["fixed", "energy"]
+StartName = Literal["zero", "noise"]
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """One named observation stream, as it stands in the demonstrations.
+
+    Attributes:
+        shape: shape of one observation of this stream, without batch or time.
+        angles: indices (into the flattened stream) of angles in radians. Each is replaced
+            by its sine and cosine, because an angle that wraps is not a number line.
+    """
+
+    shape: tuple[int, ...]
+    angles: tuple[int, ...] = ()
+
+    @property
+    def features(self) -> int:
+        """Number of features after flattening and the sine-cosine transform."""
+        size = 1
+        for extent in self.shape:
+            size *= extent
+        return size + len(self.angles)
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """The policy's view of time, in control steps (Diffusion Policy's convention).
+
+    ::
+
+        observation  o o                  observation_steps = To = 2
+        prediction   a a a a ... a a a a  horizon           = T  = 16
+        executed       a a a ... a        action_steps      = Ta = 8
+                       ^ now
+
+    The chunk starts at the oldest observation, so the action for "now" has index To - 1.
+    """
+
+    observation_steps: int = 2
+    horizon: int = 16
+    action_steps: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("observation_steps", "horizon", "action_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"windows.{name} = {getattr(self, name)}: it must be at least 1")
+        if self.observation_steps - 1 + self.action_steps > self.horizon:
+            raise UserError(
+                f"windows: observation_steps - 1 + action_steps = "
+                f"{self.observation_steps - 1 + self.action_steps} exceeds horizon = {self.horizon}"
+            )
+
+    @property
+    def executed(self) -> slice:
+        """The part of a predicted chunk that is executed before the next one."""
+        first = self.observation_steps - 1
+        return slice(first, first + self.action_steps)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Size of the observation encoder and of the action transformer."""
+
+    width: int
+    heads: int
+    encoder_blocks: int
+    action_blocks: int
+    feedforward_ratio: int = 1
+    attention_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network with the learning rate it trains well at."""
+
+    network: NetworkConfig
+    learning_rate: float
+
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(NetworkConfig(width=64, heads=4, encoder_blocks=2, action_blocks=3), 2e-3),
+    "small": Preset(NetworkConfig(width=128, heads=4, encoder_blocks=2, action_blocks=4), 1e-3),
+    # The released low-dim template: 8.6 M parameters, attention dropout 0.3, 3e-5.
+    "paper": Preset(
+        NetworkConfig(width=256, heads=4, encoder_blocks=8, action_blocks=8, attention_dropout=0.3),
+        3e-5,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BasinConfig:
+    """Quadratic basin: see :mod:`ebt_policy.objectives.basin`."""
+
+    start_share: float = 0.5
+    noise: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start_share <= 1:
+            raise UserError(f"basin.start_share = {self.start_share}: it must lie in [0, 1]")
+        if not self.noise > 0:
+            raise UserError(f"basin.noise = {self.noise}: it must be positive")
+
+
+@dataclass(frozen=True)
+class EquilibriumConfig:
+    """Equilibrium matching: see :mod:`ebt_policy.objectives.equilibrium`."""
+
+    gradient_scale: float = 4.0
+    decay_from: float = 0.8
+
+
+@dataclass(frozen=True)
+class UnrolledConfig:
+    """The released recipe: see :mod:`ebt_policy.objectives.unrolled`."""
+
+    min_steps: int = 6
+    extra_steps: int = 4
+    noise_first: float = 0.2
+    noise_last: float = 0.002
+    step_jitter: float = 1.5
+
+
+@dataclass(frozen=True)
+class DescentConfig:
+    """How an energy is descended: see :mod:`ebt_policy.descent`.
+
+    Attributes:
+        steps: hard limit on gradient steps.
+        max_ms: hard limit on milliseconds, checked between steps; ``None`` is no limit.
+        rule: ``fixed`` steps by ``step_size``; ``energy`` by ``step_size * exp(E / size)``.
+        step_size: the step for a gradient of an energy that is summed over the chunk.
+        momentum: Nesterov momentum.
+        noise: standard deviation of the Langevin noise, falling to 0 at the last step.
+        tolerance: a sample stops when its gradient's root mean square falls below this.
+        start: ``zero`` or ``noise``. The first of several starts from ``zero`` is zero.
+        start_scale: standard deviation of noisy starts.
+        starts: number of starts; the one with the lowest final energy is returned.
+        warm_start: begin from the previous chunk, shifted by the executed actions.
+        normalise: bring each iterate to root mean square 1 before a step (released recipe).
+    """
+
+    steps: int = 2
+    max_ms: float | None = None
+    rule: StepRule = "fixed"
+    step_size: float = 1.0
+    momentum: float = 0.0
+    noise: float = 0.0
+    tolerance: float = 0.0
+    start: StartName = "zero"
+    start_scale: float = 0.5
+    starts: int = 1
+    warm_start: bool = False
+    normalise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"descent.steps = {self.steps}: at least one descent step is needed")
+        if self.starts < 1:
+            raise UserError(f"descent.starts = {self.starts}: at least one start is needed")
+        if self.max_ms is not None and self.max_ms <= 0:
+            raise UserError(f"descent.max_ms = {self.max_ms}: it must be positive")
+        for name in ("step_size", "start_scale"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"descent.{name} = {getattr(self, name)}: it must be positive")
+        for name in ("momentum", "noise", "tolerance"):
+            if getattr(self, name) < 0:
+                raise UserError(f"descent.{name} = {getattr(self, name)}: it must not be negative")
+
+
+# The descent that belongs to each objective's landscape.
+DESCENT_DEFAULTS: dict[ObjectiveName, DescentConfig] = {
+    "basin": DescentConfig(),
+    "equilibrium": DescentConfig(
+        steps=10, step_size=0.05, momentum=0.5, start="noise", start_scale=1.0
+    ),
+    "unrolled": DescentConfig(
+        steps=21, rule="energy", momentum=0.9, tolerance=1e-3, start="noise", start_scale=1.0,
+        normalise=True,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Diffusion Policy: squared-cosine schedule, noise prediction (Chi et al. 2023)."""
+
+    training_steps: int = 100
+    sampler: Literal["ddpm", "ddim"] = "ddim"
+    ddim_steps: int = 10
+
+
+@dataclass(frozen=True)
+class MIPConfig:
+    """Two-step regression: see :mod:`ebt_policy.policies.mip`."""
+
+    level: float = 0.9
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """All that a saved policy needs to be built again; a run's ``config.json``."""
+
+    policy: PolicyName
+    streams: dict[str, StreamConfig]
+    action_dim: int
+    network: NetworkConfig
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    form: EnergyForm = "residual"
+    objective: ObjectiveName = "basin"
+    basin: BasinConfig = field(default_factory=BasinConfig)
+    equilibrium: EquilibriumConfig = field(default_factory=EquilibriumConfig)
+    unrolled: UnrolledConfig = field(default_factory=UnrolledConfig)
+    descent: DescentConfig = field(default_factory=DescentConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    mip: MIPConfig = field(default_factory=MIPConfig)
+
+    def __post_init__(self) -> None:
+        if not self.streams:
+            raise UserError("streams is empty: a policy needs at least one observation stream")
+        if self.action_dim < 1:
+            raise UserError(f"action_dim = {self.action_dim}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a policy is trained; a run's ``training.json``.
+
+    Exactly one of ``steps`` and ``budget_seconds`` is set. The budget is training time
+    (validation and checkpoints excluded): CPU time per thread on a CPU, so that two runs
+    beside each other get the same, and wall-clock time on an accelerator.
+    """
+
+    data: str
+    steps: int | None = None
+    budget_seconds: float | None = None
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-6
+    warmup_steps: int = 100
+    gradient_clip: float = 1.0
+    ema_power: float = 0.75
+    validation_share: float = 0.05
+    validation_windows: int = 256
+    checkpoint_seconds: float = 60.0
+    checkpoint_steps: int | None = None
+    bf16: bool = False
+    threads: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.budget_seconds is None):
+            raise UserError("training: give exactly one of --steps and --budget")
+        for name in ("steps", "budget_seconds", "batch_size", "learning_rate", "threads"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"training.{name} = {value}: it must be positive")
+        if not 0 <= self.validation_share < 1:
+            raise UserError(
+                f"training.validation_share = {self.validation_share}: it must lie in [0, 1)"
+            )
+
+
+Config = TypeVar("Config")
+
+
+def to_json(config: Any) -> str:
+    """Write a configuration dataclass as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(kind: type[Config], text: str, source: str) -> Config:
+    """Read a configuration dataclass, strictly: unknown, missing and mistyped keys are errors.
+
+    Args:
+        kind: the dataclass to build.
+        text: JSON text.
+        source: what to name in errors, for instance the file's path.
+
+    Raises:
+        UserError: the text is no JSON, or does not describe a ``kind``.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{source}: not valid JSON ({error})") from error
+    try:
+        return typing.cast(Config, _convert(kind, value, source))
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if source in message else f"{source}: {message}") from error
+
+
+def override(config: Config, assignments: list[str]) -> Config:
+    """Replace values by dotted name: ``override(config, ["descent.steps=3"])``.
+
+    Raises:
+        UserError: no such setting, or the text does not fit its type.
+    """
+    for assignment in assignments:
+        name, sign, text = assignment.partition("=")
+        if not sign:
+            raise UserError(f"--set {assignment}: write it as name=value, e.g. descent.steps=3")
+        config = _replace(config, name.split("."), text, f"--set {assignment}")
+    return config
+
+
+def _replace(config: Any, path: list[str], text: str, source: str) -> Any:
+    hints = typing.get_type_hints(type(config))
+    if path[0] not in hints:
+        raise UserError(f"{source}: no setting {path[0]!r}; there are {', '.join(sorted(hints))}")
+    if len(path) > 1:
+        inner = getattr(config, path[0])
+        if not dataclasses.is_dataclass(inner):
+            raise UserError(f"{source}: {path[0]!r} has no settings below it")
+        return dataclasses.replace(config, **{path[0]: _replace(inner, path[1:], text, source)})
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    return dataclasses.replace(config, **{path[0]: _convert(hints[path[0]], value, source)})
+
+
+def _convert(kind: Any, value: Any, source: str) -> Any:
+    """Convert parsed JSON to a type of the configuration."""
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise UserError(f"{source}: expected an object, found {value!r}")
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise UserError(f"{source}: unknown setting {unknown[0]!r}")
+        required = {
+            f.name
+            for f in dataclasses.fields(kind)
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        }
+        if required - set(value):
+            raise UserError(f"{source}: setting {min(required - set(value))!r} is missing")
+        return kind(**{k: _convert(hints[k], v, f"{source}: {k}") for k, v in value.items()})
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{source}: {value!r} is not one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, source)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(arguments[0], item, source) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {k: _convert(arguments[1], v, f"{source}: {k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # bool is an int to Python, never to a user.
+    if (
+        isinstance(kind, type)
+        and isinstance(value, kind)
+        and isinstance(value, bool) == (kind is bool)
+    ):
+        return value
+    raise UserError(f"{source}: {value!r} is not of type {getattr(kind, '__name__', kind)}")

@@ -1,0 +1,101 @@
+"""One view of recorded episodes, whatever file they are in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ebt_policy.errors import UserError
+from ebt_policy.shapes import Bool, Float
+
+# A range below this share of the values' size is rounding noise, not movement.
+CONSTANT_RANGE = 1e-4
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """Shape of one time step of a key (without time), and its element type."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class Demonstrations(ABC):
+    """Episodes of observations and actions, concatenated over time and read on demand.
+
+    Nothing but shapes is read until :meth:`read` asks for it, and then only that key.
+
+    Attributes:
+        path: the file or folder.
+        format: name of the format.
+        episode_ends: exclusive end of each episode in the concatenated steps.
+        observations: the observation keys.
+        actions: shape and type of the actions.
+        rate: control steps per second, where the file says so.
+        action_bounds: the legal range of the actions, where the file says so.
+    """
+
+    path: Path
+    format: str
+    episode_ends: np.ndarray
+    observations: dict[str, KeyInfo]
+    actions: KeyInfo
+    rate: float | None = None
+    action_bounds: tuple[float, float] | None = None
+
+    @abstractmethod
+    def read(self, key: str, start: int, stop: int) -> np.ndarray:
+        """Steps ``start`` to ``stop`` of an observation key: (stop - start, *shape).
+
+        Raises:
+            UserError: the key does not exist or the file is damaged there.
+        """
+
+    @abstractmethod
+    def read_actions(self, start: int, stop: int) -> np.ndarray:
+        """Steps ``start`` to ``stop`` of the actions: (stop - start, A)."""
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.episode_ends)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in all episodes together."""
+        return int(self.episode_ends[-1])
+
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """First step of each episode in the concatenated steps."""
+        return np.concatenate([[0], self.episode_ends[:-1]])
+
+    def require(self, key: str) -> KeyInfo:
+        """The key's shape and type.
+
+        Raises:
+            UserError: there is no such key; the message lists those that exist.
+        """
+        if key not in self.observations:
+            raise UserError(
+                f"{self.path}: no observation key {key!r}; "
+                f"there are {', '.join(sorted(self.observations))}"
+            )
+        return self.observations[key]
+
+
+def episode_of_step(episode_ends: np.ndarray, step: int) -> tuple[int, int]:
+    """Episode that holds a concatenated step, and the step's index within it."""
+    episode = int(np.searchsorted(episode_ends, step, side="right"))
+    return episode, int(step - (episode_ends[episode - 1] if episode else 0))
+
+
+def constant_dimensions(
+    low: Float[np.ndarray, d], high: Float[np.ndarray, d]
+) -> Bool[np.ndarray, d]:
+    """Which dimensions do not move, given their smallest and largest values."""
+    size = np.maximum(np.abs(low), np.abs(high))
+    return high - low <= np.maximum(CONSTANT_RANGE * size, 1e-8)

@@ -1,0 +1,207 @@
+"""robomimic's HDF5: ``data/demo_<i>/{obs/<key>, actions, ...}``, read and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebt_policy.demonstrations.base import Demonstrations, KeyInfo
+from ebt_policy.errors import UserError
+
+# robomimic's EnvType: 1 is robosuite, 2 is gym.
+ROBOSUITE, GYM = 1, 2
+
+
+class RobomimicDemonstrations(Demonstrations):
+    """A robomimic HDF5 file, optionally only the episodes of a filter key.
+
+    Args:
+        path: the file.
+        filter_key: name under ``mask/``, for instance ``train``; None takes every episode.
+
+    Raises:
+        UserError: the file is truncated, a group is missing, or lengths do not agree.
+    """
+
+    format = "robomimic HDF5"
+
+    def __init__(self, path: Path, filter_key: str | None = None) -> None:
+        import h5py
+
+        self.path = path
+        try:
+            self._file: Any = h5py.File(path, "r")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be opened as HDF5, truncated? ({error})") from error
+        try:
+            self._load(filter_key)
+        except (OSError, RuntimeError) as error:  # h5py, for damage inside the file
+            raise UserError(f"{path}: the HDF5 file is damaged ({error})") from error
+
+    def _load(self, filter_key: str | None) -> None:
+        path = self.path
+        if "data" not in self._file:
+            raise UserError(f"{path}: no group 'data'; this is not a robomimic file")
+        data = self._file["data"]
+        names = [name for name in data if name.startswith("demo_")]
+        if filter_key is not None:
+            masks = self._file.get("mask", {})
+            if filter_key not in masks:
+                raise UserError(
+                    f"{path}: no filter key {filter_key!r}; there are "
+                    f"{', '.join(sorted(masks)) or 'none'}"
+                )
+            wanted = [name.decode() for name in masks[filter_key][:]]
+            if set(wanted) - set(names):
+                raise UserError(
+                    f"{path}: filter key {filter_key!r} names {min(set(wanted) - set(names))}, "
+                    "which does not exist"
+                )
+            names = wanted
+        if not names:
+            raise UserError(f"{path}: the data set is empty (no data/demo_<i>)")
+        self._names = sorted(names, key=lambda name: int(name.removeprefix("demo_")))
+        ends: list[int] = []
+        end = 0
+        for name in self._names:
+            for part in ("actions", "obs"):
+                if part not in data[name]:
+                    raise UserError(f"{path}: data/{name}/{part} is missing")
+            demo = data[name]
+            length = len(demo["actions"])
+            shapes = {"actions": demo["actions"].shape[1:]}
+            shapes |= {key: demo["obs"][key].shape[1:] for key in demo["obs"]}
+            for key in demo["obs"]:
+                if len(demo["obs"][key]) != length:
+                    raise UserError(
+                        f"{path}: data/{name}/obs/{key} has {len(demo['obs'][key])} steps, "
+                        f"data/{name}/actions has {length}"
+                    )
+            if length == 0:
+                raise UserError(f"{path}: data/{name} has no steps")
+            if not ends:
+                first, first_shapes = name, shapes
+            elif shapes != first_shapes:
+                key = next(k for k in {**shapes, **first_shapes} if shapes.get(k) != first_shapes.get(k))  # fmt: skip  # noqa: E501
+                raise UserError(
+                    f"{path}: data/{name}: {key} has shape {shapes.get(key)} per step, but "
+                    f"{first_shapes.get(key)} in data/{first}"
+                )
+            end += length
+            ends.append(end)
+        self.episode_ends = np.array(ends, np.int64)
+        demo = data[self._names[0]]
+        if len(demo["actions"].shape) != 2:
+            raise UserError(
+                f"{path}: data/{self._names[0]}/actions has shape {demo['actions'].shape}, "
+                "expected (steps, A)"
+            )
+        self.actions = KeyInfo(tuple(demo["actions"].shape[1:]), demo["actions"].dtype)
+        self.observations = {
+            key: KeyInfo(tuple(demo["obs"][key].shape[1:]), demo["obs"][key].dtype)
+            for key in demo["obs"]
+        }
+        arguments = json.loads(data.attrs.get("env_args", "{}"))
+        rate = arguments.get("env_kwargs", {}).get("control_freq")
+        self.rate = float(rate) if rate is not None else None
+        bounds = arguments.get("env_kwargs", {}).get("action_bounds")
+        if bounds is not None:
+            self.action_bounds = (float(bounds[0]), float(bounds[1]))
+        elif arguments.get("type") == ROBOSUITE:
+            self.action_bounds = (-1.0, 1.0)
+
+    def read(self, key: str, start: int, stop: int) -> np.ndarray:
+        self.require(key)
+        return self._read(f"obs/{key}", start, stop)
+
+    def read_actions(self, start: int, stop: int) -> np.ndarray:
+        return self._read("actions", start, stop)
+
+    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
+        parts, starts = [], self.episode_starts
+        first = int(np.searchsorted(self.episode_ends, start, side="right"))
+        for episode in range(first, self.episodes):
+            begin = int(starts[episode])
+            if begin >= stop:
+                break
+            try:
+                array = self._file[f"data/{self._names[episode]}/{name}"]
+                parts.append(array[max(start - begin, 0) : stop - begin])
+            except (OSError, RuntimeError) as error:
+                raise UserError(
+                    f"{self.path}: data/{self._names[episode]}/{name} cannot be read ({error}); "
+                    "the file is damaged"
+                ) from error
+        return np.concatenate(parts)
+
+
+@dataclass
+class Episode:
+    """One recorded episode of ``n`` steps.
+
+    Attributes:
+        observations: per key (n, *shape), each taken before the action of its step.
+        actions: (n, A), as they were executed.
+        rewards: (n,).
+        success: whether the task succeeded.
+        seed: of the start.
+    """
+
+    observations: dict[str, np.ndarray]
+    actions: np.ndarray
+    rewards: np.ndarray
+    success: bool
+    seed: int
+
+
+def write_robomimic(
+    path: Path, episodes: Iterable[Episode], environment: str, settings: dict[str, Any]
+) -> None:
+    """Write episodes as robomimic HDF5; the file appears whole or not at all.
+
+    Args:
+        path: the file to write.
+        episodes: in order; the i-th becomes ``data/demo_<i>``.
+        environment: name for ``env_args``.
+        settings: ``env_kwargs``, for instance ``control_freq``.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    import h5py
+
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(partial, "w") as file:
+            data = file.create_group("data")
+            total = 0
+            for index, episode in enumerate(episodes):
+                demo = data.create_group(f"demo_{index}")
+                length = len(episode.actions)
+                demo.create_dataset("actions", data=episode.actions.astype(np.float32))
+                demo.create_dataset("rewards", data=episode.rewards.astype(np.float32))
+                dones = np.zeros(length, np.int64)
+                dones[-1] = 1
+                demo.create_dataset("dones", data=dones)
+                for key, values in episode.observations.items():
+                    demo.create_dataset(f"obs/{key}", data=values)
+                # No simulator state is recorded; robomimic's readers expect the key.
+                demo.create_dataset("states", data=np.zeros((length, 0), np.float32))
+                demo.attrs["num_samples"] = length
+                demo.attrs["seed"] = episode.seed
+                demo.attrs["success"] = episode.success
+                total += length
+            data.attrs["total"] = total
+            data.attrs["env_args"] = json.dumps(
+                {"env_name": environment, "type": GYM, "env_kwargs": settings}
+            )
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

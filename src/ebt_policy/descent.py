@@ -1,0 +1,147 @@
+"""Descent: from starting chunks to actions, given nothing but an energy.
+
+    g_k     = dE/dy at y_k + m v_k              (Nesterov look-ahead, momentum m)
+    v_{k+1} = m v_k - s_k g_k                   (s_k = step, or step * exp(E / size))
+    y_{k+1} = y_k + v_{k+1} + noise_k e_k       (Langevin noise, off by default)
+
+Everything is per sample: a sample's result does not depend on its batch, and a sample whose
+gradient has become small no longer moves.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ebt_policy.config import DescentConfig
+from ebt_policy.energy.model import Energy, energy_and_gradient
+from ebt_policy.shapes import Bool, Float, Int
+
+# exp(E / size) is the released step rule; beyond this exponent a step would only overflow.
+MAX_EXPONENT = 5.0
+
+
+@dataclass
+class Trace:
+    """What a descent did, for each sample (of several starts: the one that was chosen).
+
+    Attributes:
+        energy: (b, K + 1), at each iterate that was evaluated; the last is the final energy.
+        gradient_norm: (b, K), root mean square of the gradient's elements at each step.
+        steps: (b,), gradient steps that moved the sample.
+        path: K + 1 iterates (b, T, A), kept only on request.
+    """
+
+    energy: Float[Tensor, "b k1"]
+    gradient_norm: Float[Tensor, "b k"]
+    steps: Int[Tensor, b]
+    path: list[Tensor] = field(default_factory=list)
+
+
+def rms(actions: Float[Tensor, "b t a"]) -> Float[Tensor, b]:
+    """Root mean square of each sample's elements."""
+    return actions.square().mean((1, 2)).sqrt()
+
+
+def normalise_rms(actions: Float[Tensor, "b t a"]) -> Float[Tensor, "b t a"]:
+    """Bring each sample, by itself, to root mean square 1 (the released code's iterates)."""
+    return actions / rms(actions).clamp(min=1e-6)[:, None, None]
+
+
+def step_size(
+    energy: Float[Tensor, b], elements: int, config: DescentConfig
+) -> Float[Tensor, "b 1 1"]:
+    """The step of each sample: constant, or growing with the energy per element.
+
+    ``energy``: alpha = alpha_0 / tau * exp(mean energy), as released. With the energy summed
+    over T * A elements the released alpha_0 / tau of 111 is a step of about 1.
+    """
+    scale = torch.full_like(energy, config.step_size)
+    if config.rule == "energy":
+        scale = scale * (energy / elements).clamp(-MAX_EXPONENT, MAX_EXPONENT).exp()
+    return scale[:, None, None]
+
+
+def descend(
+    energy: Energy,
+    start: Float[Tensor, "b t a"],
+    config: DescentConfig,
+    noise: Float[Tensor, "k b t a"] | None = None,
+    keep_path: bool = False,
+) -> tuple[Float[Tensor, "b t a"], Trace]:
+    """Descend ``energy`` from ``start``; works inside ``no_grad`` and ``inference_mode`` too.
+
+    Args:
+        energy: with its observation fixed.
+        start: normalised chunks.
+        config: step rule, limits and stopping.
+        noise: standard normal draws for each step, needed if ``config.noise`` is not 0.
+        keep_path: keep every iterate in the trace.
+
+    Returns:
+        The last iterates and the trace.
+
+    Raises:
+        ValueError: Langevin noise is asked for and ``noise`` is missing.
+    """
+    if config.noise > 0 and noise is None:
+        raise ValueError("config.noise > 0 needs the noise argument: one draw for each step")
+    began = time.perf_counter()
+    with torch.inference_mode(False), torch.enable_grad():
+        y = start.detach().clone()
+        velocity = torch.zeros_like(y)
+        active = torch.ones(len(y), dtype=torch.bool, device=y.device)
+        steps = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        energies, norms, path = [], [], [y]
+        for k in range(config.steps):
+            point = normalise_rms(y) if config.normalise else y
+            value, gradient = energy_and_gradient(
+                energy, point + config.momentum * velocity, create_graph=False
+            )
+            value, gradient = value.detach(), gradient.detach()
+            norm = rms(gradient)
+            energies.append(value)
+            norms.append(norm)
+            active = active & (norm > config.tolerance)
+            if k > 0 and not bool(active.any()):
+                break
+            velocity = config.momentum * velocity - step_size(value, y[0].numel(), config) * (
+                gradient
+            )
+            moved = point + velocity
+            if noise is not None and k + 1 < config.steps:
+                moved = moved + config.noise * (1 - k / config.steps) * noise[k]
+            y = select(active, moved, y)
+            steps = steps + active
+            if keep_path:
+                path.append(y)
+            if config.max_ms is not None and 1e3 * (time.perf_counter() - began) > config.max_ms:
+                break
+        with torch.no_grad():
+            energies.append(energy(normalise_rms(y) if config.normalise else y))
+    trace = Trace(torch.stack(energies, 1), torch.stack(norms, 1), steps, path if keep_path else [])
+    return y, trace
+
+
+def select(
+    chosen: Bool[Tensor, b], one: Float[Tensor, "b t a"], other: Float[Tensor, "b t a"]
+) -> Float[Tensor, "b t a"]:
+    """``one`` where a sample is chosen, ``other`` elsewhere."""
+    return torch.where(chosen[:, None, None], one, other)
+
+
+def best_of(
+    actions: Float[Tensor, "bn t a"], trace: Trace, starts: int
+) -> tuple[Float[Tensor, "b t a"], Trace]:
+    """Of each sample's ``starts`` consecutive rows keep the one with the lowest final energy."""
+    final = trace.energy[:, -1].unflatten(0, (-1, starts))
+    rows = final.argmin(1) + starts * torch.arange(len(final), device=final.device)
+    return actions[rows], Trace(
+        trace.energy[rows],
+        trace.gradient_norm[rows],
+        trace.steps[rows],
+        [iterate[rows] for iterate in trace.path],
+    )

@@ -1,0 +1,67 @@
+"""The energy: one scalar for an action chunk under an observation.
+
+Let f(o, a) be the action transformer's output, one vector per action. Two forms:
+
+* ``scalar`` (as released):  E(o, a) = sum over t, i of f(o, a)[t, i]
+* ``residual``:              E(o, a) = 1/2 ||a - f(o, a)||^2
+
+Both are *summed* over the chunk, so that the gradient with respect to the chunk has the scale
+of an action whatever the chunk's length. The released code takes the mean instead and makes up
+for it with a step of about T * A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ebt_policy.config import EnergyForm, PolicyConfig
+from ebt_policy.energy.transformer import Memory, Network, repeat_memory
+from ebt_policy.shapes import Float
+
+Energy = Callable[[Float[Tensor, "b t a"]], Float[Tensor, "b"]]
+"""An energy whose observation is fixed; all that an objective or a descent sees of a model."""
+
+
+class EnergyModel(nn.Module):
+    """E(o, a), low where the demonstrator would act so."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.form: EnergyForm = config.form
+        self.network = Network(config, levels=False)
+
+    def remember(self, observation: dict[str, Float[Tensor, "b s _"]]) -> Memory:
+        """Encode an observation once; the result serves any number of energy evaluations."""
+        return self.network.remember(observation)
+
+    def forward(self, actions: Float[Tensor, "b t a"], memory: Memory) -> Float[Tensor, b]:
+        """Energies of normalised chunks; sample i depends on chunk i and memory i alone."""
+        # The head and the sum stay in float32 under autocast: energies are compared.
+        outputs = self.network(actions, memory).float()
+        if self.form == "scalar":
+            return outputs.sum((1, 2))
+        return 0.5 * (actions - outputs).square().sum((1, 2))
+
+    def given(self, memory: Memory, starts: int = 1) -> Energy:
+        """The energy under one observation per sample, each repeated for ``starts`` chunks."""
+        memory = repeat_memory(memory, starts) if starts > 1 else memory
+        return lambda actions: self(actions, memory)
+
+
+def energy_and_gradient(
+    energy: Energy, actions: Float[Tensor, "b t a"], create_graph: bool
+) -> tuple[Float[Tensor, b], Float[Tensor, "b t a"]]:
+    """E and dE/da of each sample.
+
+    Args:
+        energy: with its observation fixed.
+        actions: where to evaluate; a leaf is made of it.
+        create_graph: keep the graph, so that the gradient itself can be differentiated.
+    """
+    actions = actions.detach().requires_grad_()
+    value = energy(actions)
+    (gradient,) = torch.autograd.grad(value.sum(), actions, create_graph=create_graph)
+    return value, gradient

@@ -1,0 +1,120 @@
+"""The trunk that every policy here shares: action tokens that look at an observation."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ebt_policy.config import NetworkConfig, PolicyConfig
+from ebt_policy.energy.encoder import ObservationEncoder
+from ebt_policy.energy.layers import ActionBlock, sine_cosine
+from ebt_policy.shapes import Float
+
+Memory = list[tuple[Tensor, Tensor]]
+"""Keys and values of the observation, one pair for each action block, (b, heads, To, d)."""
+
+
+def repeat_memory(memory: Memory, times: int) -> Memory:
+    """Repeat every sample of a memory ``times`` times in a row (several starts each)."""
+    return [
+        (keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0))
+        for keys, values in memory
+    ]
+
+
+class ActionTransformer(nn.Module):
+    """Maps (action chunk, observation) to one vector per action.
+
+    Stem MLP and fixed sine-cosine positions, then blocks of self-attention, cross-attention to
+    the observation and feed-forward; RMSNorm and an MLP head to ``action_dim`` outputs per
+    token. Action token t sees observation step s only if t >= s.
+
+    Args:
+        network: sizes.
+        observation_steps, horizon: To and T.
+        action_dim: A.
+        levels: whether there is a noise-level (or diffusion-time) input.
+    """
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        observation_steps: int,
+        horizon: int,
+        action_dim: int,
+        levels: bool,
+    ) -> None:
+        super().__init__()
+        width = network.width
+        self.stem = nn.Sequential(
+            nn.Linear(action_dim, width), nn.GELU("tanh"), nn.Linear(width, width)
+        )
+        self.level = (
+            nn.Sequential(nn.Linear(width, width), nn.GELU("tanh"), nn.Linear(width, width))
+            if levels
+            else None
+        )
+        self.blocks = nn.ModuleList(ActionBlock(network) for _ in range(network.action_blocks))
+        self.head = nn.Sequential(
+            nn.RMSNorm(width), nn.Linear(width, width), nn.GELU("tanh"),
+            nn.Linear(width, action_dim),
+        )  # fmt: skip
+        actions = torch.arange(horizon)
+        visible = actions[:, None] >= torch.arange(observation_steps)[None, :]
+        self.register_buffer("positions", sine_cosine(actions.float(), width), persistent=False)
+        self.register_buffer("visible", visible, persistent=False)
+        self.positions: Tensor
+        self.visible: Tensor
+
+    def remember(self, tokens: Float[Tensor, "b s w"]) -> Memory:
+        """Keys and values of the observation tokens for every block, computed once."""
+        blocks = cast(list[ActionBlock], list(self.blocks))
+        return [block.cross_attention.keys_values(tokens) for block in blocks]
+
+    def forward(
+        self,
+        actions: Float[Tensor, "b t a"],
+        memory: Memory,
+        level: Float[Tensor, b] | None = None,
+    ) -> Float[Tensor, "b t a"]:
+        """One output vector per action; ``level`` is in [0, 1] where the model has that input."""
+        tokens = self.stem(actions) + self.positions
+        if self.level is not None:
+            assert level is not None
+            features = sine_cosine(level * 1000.0, self.positions.shape[-1])
+            tokens = tokens + self.level(features)[:, None]
+        for block, (keys, values) in zip(self.blocks, memory, strict=True):
+            tokens = block(tokens, keys, values, self.visible)
+        return self.head(tokens)
+
+
+class Network(nn.Module):
+    """Observation encoder and action transformer: the same network for every policy.
+
+    Args:
+        config: of the policy.
+        levels: whether the action transformer takes a noise level.
+    """
+
+    def __init__(self, config: PolicyConfig, levels: bool) -> None:
+        super().__init__()
+        features = {name: stream.features for name, stream in config.streams.items()}
+        windows = config.windows
+        self.encoder = ObservationEncoder(features, windows.observation_steps, config.network)
+        self.transformer = ActionTransformer(
+            config.network, windows.observation_steps, windows.horizon, config.action_dim, levels
+        )
+
+    def remember(self, observation: dict[str, Float[Tensor, "b s _"]]) -> Memory:
+        """Encode normalised observation streams, once for all uses of the chunk."""
+        return self.transformer.remember(self.encoder(observation))
+
+    def forward(
+        self,
+        actions: Float[Tensor, "b t a"],
+        memory: Memory,
+        level: Float[Tensor, b] | None = None,
+    ) -> Float[Tensor, "b t a"]:
+        return self.transformer(actions, memory, level)

@@ -1,0 +1,49 @@
+"""Results of evaluations, kept with the run that they judge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ebt_policy.errors import UserError
+from ebt_policy.policies.files import replace_file
+from ebt_policy.training.files import read_summary
+
+RESULTS_FOLDER = "results"
+
+
+def store_result(result: dict[str, Any], run: Path, copy: Path | None) -> Path:
+    """Write a result into ``run/results/``, and a copy where the user wants one.
+
+    The run's training summary (time, samples, data) is added, so that a result stands alone.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    result = {**result, "training": read_summary(run)}
+    name = f"{result['task']}-{result['sampler']}-{result['seeds'][0]}.json"
+    path = run / RESULTS_FOLDER / name.replace("/", "-").replace(":", "-")
+    content = (json.dumps(result, indent=1) + "\n").encode()
+    replace_file(path, content)
+    if copy is not None:
+        replace_file(copy, content)
+    return path
+
+
+def read_results(run: Path) -> list[dict[str, Any]]:
+    """The results of a run's evaluations.
+
+    Raises:
+        UserError: the run has none, or one is damaged.
+    """
+    paths = sorted((run / RESULTS_FOLDER).glob("*.json"))
+    if not paths:
+        raise UserError(f"{run}: has no results; evaluate it first: ebt-policy eval {run} --task …")
+    results = []
+    for path in paths:
+        try:
+            results.append(json.loads(path.read_text()))
+        except ValueError as error:
+            raise UserError(f"{path}: not valid JSON ({error})") from error
+    return results

@@ -1,0 +1,304 @@
+"""Rolling out a policy on seeded starts; the result does not depend on the workers.
+
+Episodes are cut into fixed groups of consecutive seeds. A group runs in one process, its
+policy calls batched over the episodes that are still going; every episode has its own
+generator for starts and noise. Workers only share out whole groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import time
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ebt_policy.config import DescentConfig, DiffusionConfig
+from ebt_policy.errors import UserError
+from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
+from ebt_policy.evaluation.video import VideoWriter
+from ebt_policy.policies.base import Policy
+from ebt_policy.policies.files import load_policy
+from ebt_policy.provenance import provenance
+from ebt_policy.tasks import Environment, Task, make_task
+
+GROUP = 10
+_LATENCY_CALLS, _LATENCY_WARMUP = 30, 3
+_MOMENTS = 5
+
+
+@dataclass
+class EpisodeRecord:
+    """One evaluated episode.
+
+    Attributes:
+        seed: of the start.
+        success, score: whether it succeeded, and its highest score.
+        steps: control steps until success or the end.
+        descent_steps: sequential evaluations of each chunk, in order.
+        energy: final energy of each chunk (energy policies only).
+    """
+
+    seed: int
+    success: bool = False
+    score: float = 0.0
+    steps: int = 0
+    descent_steps: list[int] = field(default_factory=list)
+    energy: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a worker needs to run any group of episodes.
+
+    Attributes:
+        run: the policy's folder.
+        task: the task's name.
+        descent, diffusion: settings for acting instead of the saved ones.
+        video: where to write a video of ``film_seed``.
+    """
+
+    run: str
+    task: str
+    descent: DescentConfig | None = None
+    diffusion: DiffusionConfig | None = None
+    video: str | None = None
+    film_seed: int | None = None
+
+    def policy(self) -> Policy:
+        """The policy as it will act."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        policy = load_policy(self.run, device)
+        return policy.with_sampling(self.descent, self.diffusion)
+
+
+class _Worker:
+    """A process's policy, task and environments, kept from one group to the next."""
+
+    def __init__(self, rollout: Rollout) -> None:
+        torch.set_num_threads(1)
+        self.rollout = rollout
+        self.task, self.policy = make_task(rollout.task), rollout.policy()
+        check_fit(self.policy, self.task)
+        self.environments: list[Environment] = []
+
+    def group(self, seeds: list[int]) -> tuple[list[EpisodeRecord], list[dict[str, np.ndarray]]]:
+        """Run one group; also the first episode's observation windows, one per chunk."""
+        while len(self.environments) < len(seeds):
+            self.environments.append(self.task.make())
+        video = None
+        if self.rollout.video is not None and self.rollout.film_seed in seeds:
+            video = VideoWriter(Path(self.rollout.video), self.task.rate)
+            film = seeds.index(self.rollout.film_seed)
+        policy, windows = self.policy, self.policy.config.windows
+        records = [EpisodeRecord(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        seen: list[deque] = []
+        for environment, seed in zip(self.environments, seeds, strict=False):
+            first = environment.reset(seed)
+            seen.append(deque([first] * windows.observation_steps, windows.observation_steps))
+        previous = np.zeros((len(seeds), windows.horizon, policy.config.action_dim), np.float32)
+        has_previous = False
+        going, kept = list(range(len(seeds))), []
+        while going:
+            observations = {
+                name: np.stack([np.stack([step[name] for step in seen[i]]) for i in going])
+                for name in policy.stream_names
+            }
+            if going[0] == 0:
+                kept.append({name: values[0] for name, values in observations.items()})
+            prediction = policy.predict_chunk(
+                observations,
+                [generators[i] for i in going],
+                previous[going] if has_previous else None,
+            )
+            previous[going], has_previous = prediction.plan, True
+            ended = set()
+            for row, i in enumerate(going):
+                record = records[i]
+                record.descent_steps.append(int(prediction.evaluations[row]))
+                if prediction.trace is not None:
+                    record.energy.append(float(prediction.trace.energy[row, -1]))
+                for action in prediction.actions[row]:
+                    if video is not None and i == film:
+                        video.frame(self.environments[i], record.steps)
+                    outcome = self.environments[i].step(action)
+                    seen[i].append(outcome.observation)
+                    record.steps += 1
+                    record.score = max(record.score, outcome.score)
+                    record.success = outcome.success
+                    if outcome.success or outcome.done or record.steps >= self.task.horizon:
+                        ended.add(i)
+                        break
+            going = [i for i in going if i not in ended]
+        if video is not None:
+            video.frame(self.environments[film], 0)
+            video.close()
+        return records, kept
+
+    def close(self) -> None:
+        """Close the environments."""
+        for environment in self.environments:
+            environment.close()
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(rollout: Rollout) -> None:
+    global _worker
+    _worker = _Worker(rollout)
+
+
+def _run_group(seeds: list[int]) -> tuple[list[EpisodeRecord], list[dict[str, np.ndarray]]]:
+    assert _worker is not None
+    return _worker.group(seeds)
+
+
+def check_fit(policy: Policy, task: Task) -> None:
+    """Check that a policy can act in a task, before the first rollout.
+
+    Raises:
+        UserError: action dimension or observation streams do not fit.
+    """
+    if policy.config.action_dim != task.action_dim:
+        raise UserError(
+            f"--task {task.name}: its actions have {task.action_dim} dimensions, the policy was "
+            f"trained on {policy.config.action_dim}"
+        )
+
+
+def evaluate(
+    rollout: Rollout, episodes: int, seed: int, workers: int = 1, progress: bool = True
+) -> dict[str, Any]:
+    """Evaluate a policy on the starts ``seed … seed + episodes - 1``.
+
+    Args:
+        rollout: policy, task and settings.
+        episodes: how many.
+        seed: of the first start.
+        workers: processes; the result is the same for any number.
+        progress: show a progress bar with the success rate so far.
+
+    Returns:
+        The result as ``eval --json`` writes it.
+
+    Raises:
+        UserError: the policy does not fit the task, or a worker died.
+    """
+    if episodes < 1:
+        raise UserError(f"--episodes {episodes}: at least one is needed")
+    if workers < 1:
+        raise UserError(f"--workers {workers}: at least one is needed")
+    seeds = list(range(seed, seed + episodes))
+    groups = [seeds[i : i + GROUP] for i in range(0, episodes, GROUP)]
+    policy, task = rollout.policy(), make_task(rollout.task)
+    check_fit(policy, task)
+    records: list[EpisodeRecord] = []
+    windows: list[dict[str, np.ndarray]] = []
+    began = time.perf_counter()
+    title = f"{rollout.task} {policy.config.policy}"
+    with tqdm(total=episodes, desc=title, unit="ep", disable=not progress) as bar:
+
+        def collect(done: tuple[list[EpisodeRecord], list[dict[str, np.ndarray]]]) -> None:
+            records.extend(done[0])
+            if done[0][0].seed == seed:
+                windows.extend(done[1])
+            success = np.mean([record.success for record in records])
+            score = np.mean([record.score for record in records])
+            bar.set_postfix_str(f"success {success:.2f}, score {score:.3f}", refresh=False)
+            bar.update(len(done[0]))
+
+        threads = torch.get_num_threads()
+        if workers == 1 or len(groups) == 1:
+            worker = _Worker(rollout)
+            for group in groups:
+                collect(worker.group(group))
+            worker.close()
+        else:
+            with ProcessPoolExecutor(
+                min(workers, len(groups)), multiprocessing.get_context("spawn"),
+                initializer=_start_worker, initargs=(rollout,),
+            ) as pool:  # fmt: skip
+                for future in as_completed([pool.submit(_run_group, group) for group in groups]):
+                    collect(future.result())
+        seconds = time.perf_counter() - began
+        torch.set_num_threads(1)
+        latency = measure_latency(policy, windows)
+        torch.set_num_threads(threads)
+    records.sort(key=lambda record: record.seed)
+    result = summarise(policy, rollout, records, latency, seconds, workers)
+    return {**result, "moments": _moments(windows, policy)}
+
+
+def measure_latency(policy: Policy, windows: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Milliseconds of one chunk at batch 1 on one thread, observation encoding included."""
+    times = []
+    for call in range(_LATENCY_WARMUP + _LATENCY_CALLS):
+        window = windows[call % len(windows)]
+        began = time.perf_counter()
+        policy.predict_chunk(
+            {name: values[None] for name, values in window.items()},
+            [torch.Generator().manual_seed(call)],
+        )
+        times.append(1e3 * (time.perf_counter() - began))
+    p50, p95 = np.percentile(times[_LATENCY_WARMUP:], [50, 95])
+    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
+
+
+def _moments(windows: list[dict[str, np.ndarray]], policy: Policy) -> list[dict[str, Any]]:
+    """Some observation windows of the first episode, for the report."""
+    chosen = np.unique(np.linspace(0, len(windows) - 1, _MOMENTS).round().astype(int))
+    return [
+        {
+            "step": int(i) * policy.config.windows.action_steps,
+            "observation": {name: values.tolist() for name, values in windows[i].items()},
+        }
+        for i in chosen
+    ]
+
+
+def summarise(
+    policy: Policy,
+    rollout: Rollout,
+    records: list[EpisodeRecord],
+    latency: dict[str, float],
+    seconds: float,
+    workers: int,
+) -> dict[str, Any]:
+    """The JSON object of ``eval``."""
+    successes, scores = sum(r.success for r in records), [r.score for r in records]
+    config = policy.config
+    is_energy = config.policy == "ebt"
+    settings: dict[str, Any] = {}
+    if is_energy:
+        settings = {"objective": config.objective, "form": config.form, "descent": dataclasses.asdict(config.descent)}  # fmt: skip  # noqa: E501
+    elif config.policy == "diffusion":
+        settings = {"diffusion": dataclasses.asdict(config.diffusion)}
+    return {
+        "task": rollout.task,
+        "policy": config.policy,
+        "episodes": len(records),
+        "success_rate": successes / len(records),
+        "success_ci95": list(wilson(successes, len(records))),
+        "score_mean": float(np.mean(scores)),
+        "score_ci95": list(bootstrap_mean(scores)),
+        "latency_ms": latency,
+        "descent_steps_mean": float(np.mean([s for r in records for s in r.descent_steps])),
+        "starts": config.descent.starts if is_energy else 1,
+        "sampler": policy.sampler,
+        "seeds": [record.seed for record in records],
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "settings": settings,
+        "evaluation_seconds": round(seconds, 2),
+        "workers": workers,
+        **provenance(),
+        "records": [dataclasses.asdict(record) for record in records],
+    }

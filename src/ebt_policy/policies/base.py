@@ -1,0 +1,268 @@
+"""What every policy does: learn from a batch, predict a chunk, act step by step."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ebt_policy.config import DescentConfig, DiffusionConfig, PolicyConfig
+from ebt_policy.descent import Trace
+from ebt_policy.errors import UserError
+from ebt_policy.shapes import Float
+from ebt_policy.windows.batch import Batch
+from ebt_policy.windows.normaliser import Normaliser
+
+
+@dataclass
+class Prediction:
+    """A predicted chunk for each observation.
+
+    Attributes:
+        actions: (b, Ta, A), the part to execute, in the units of the demonstrations.
+        plan: (b, T, A), the whole chunk.
+        evaluations: sequential network evaluations per sample (b,): descent steps of an energy
+            policy, denoising steps of a diffusion policy.
+        trace: of the descent, for an energy policy.
+    """
+
+    actions: Float[np.ndarray, "b ta a"]
+    plan: Float[np.ndarray, "b t a"]
+    evaluations: np.ndarray
+    trace: Trace | None = None
+
+
+class Policy(nn.Module):
+    """Base of all policies.
+
+    ``forward`` is the training loss, so that wrappers of a module (distributed data parallel)
+    see the whole computation.
+
+    Args:
+        config: all that is needed to build the policy again.
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.action_normaliser = Normaliser(config.action_dim)
+        self.stream_names = sorted(config.streams)
+        self.stream_normalisers = nn.ModuleList(
+            Normaliser(config.streams[name].features) for name in self.stream_names
+        )
+        self.reset()
+
+    # -- for subclasses ------------------------------------------------------------------
+
+    @abstractmethod
+    def errors(
+        self, observation: dict[str, Tensor], actions: Float[Tensor, "b t a"]
+    ) -> Float[Tensor, "b t a"]:
+        """Squared error of each action element: the objective, on normalised values."""
+
+    @abstractmethod
+    def sample(
+        self,
+        observation: dict[str, Tensor],
+        generators: Sequence[torch.Generator] | None,
+        previous: Float[Tensor, "b t a"] | None,
+    ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
+        """A normalised chunk for each observation, its sequential evaluations, and a trace."""
+
+    @property
+    def sampler(self) -> str:
+        """Name of the way this policy acts, for reports."""
+        return "none"
+
+    def with_sampling(
+        self, descent: DescentConfig | None = None, diffusion: DiffusionConfig | None = None
+    ) -> Policy:
+        """The same policy with other settings for acting; the weights are shared."""
+        self.config = replace(
+            self.config,
+            descent=descent or self.config.descent,
+            diffusion=diffusion or self.config.diffusion,
+        )
+        return self
+
+    # -- learning ------------------------------------------------------------------------
+
+    def fit_normalisers(
+        self,
+        streams: Mapping[str, Float[np.ndarray, "n ..."]],
+        actions: Float[np.ndarray, "n a"],
+        source: str,
+    ) -> None:
+        """Take the ranges of every stream and of the actions from all training steps."""
+        for name, normaliser in self._named_normalisers():
+            values = self._features(name, torch.from_numpy(np.asarray(streams[name], np.float32)))
+            normaliser.fit(values.numpy(), f"{source}: observation {name!r}")
+        self.action_normaliser.fit(np.asarray(actions, np.float32), f"{source}: actions")
+
+    def forward(self, batch: Batch) -> Float[Tensor, ""]:
+        """Training loss: the objective's squared errors, averaged over the valid actions."""
+        observation = self.normalise_observation(batch.observations)
+        errors = self.errors(observation, self.action_normaliser.normalise(batch.actions))
+        weights = batch.valid[..., None].to(errors.dtype).expand_as(errors)
+        return (errors * weights).sum() / weights.sum()
+
+    def normalise_observation(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Raw streams (b, To, *shape) to normalised features (b, To, features)."""
+        return {
+            name: normaliser.normalise(self._features(name, observations[name]))
+            for name, normaliser in self._named_normalisers()
+        }
+
+    def _named_normalisers(self) -> list[tuple[str, Normaliser]]:
+        normalisers = cast(list[Normaliser], list(self.stream_normalisers))
+        return list(zip(self.stream_names, normalisers, strict=True))
+
+    def _features(self, name: str, values: Tensor) -> Tensor:
+        """Flatten a stream and replace its angles by sine and cosine."""
+        stream = self.config.streams[name]
+        flat = values.reshape(*values.shape[: values.ndim - len(stream.shape)], -1)
+        if not stream.angles:
+            return flat
+        angles = flat[..., list(stream.angles)]
+        keep = [i for i in range(flat.shape[-1]) if i not in stream.angles]
+        return torch.cat([flat[..., keep], angles.sin(), angles.cos()], dim=-1)
+
+    # -- acting --------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget the episode: observation window, queued actions and previous chunk."""
+        self._window: deque[dict[str, np.ndarray]] = deque(
+            maxlen=self.config.windows.observation_steps
+        )
+        self._queue: deque[np.ndarray] = deque()
+        self._previous: np.ndarray | None = None
+
+    def select_action(
+        self, observation: Mapping[str, Any], generator: torch.Generator | None = None
+    ) -> Float[np.ndarray, a]:
+        """The next action of one robot; call once per control step, ``reset`` per episode.
+
+        A new chunk is predicted every Ta steps, from the last To observations (the first one
+        repeated at the beginning of an episode)::
+
+            step          0   1 ... 7   8   9 ...
+            observation   o   o ... o   o   o
+            chunk         |-- Ta = 8 --||-- Ta = 8 --
+
+        Args:
+            observation: each stream of the policy, without batch or time; more is ignored.
+            generator: for noisy starts; the global one if None.
+
+        Returns:
+            The action (A,), in the units of the demonstrations.
+
+        Raises:
+            UserError: a stream is missing, has another shape, or is not finite.
+        """
+        self._window.append(
+            {name: self._checked(name, observation, ()) for name in self.stream_names}
+        )
+        if not self._queue:
+            padding = [self._window[0]] * (self._window.maxlen or 1)
+            steps = [*padding, *self._window][-len(padding) :]
+            observations = {
+                name: np.stack([step[name] for step in steps])[None] for name in self.stream_names
+            }
+            prediction = self.predict_chunk(
+                observations, None if generator is None else [generator], self._previous
+            )
+            self._previous = prediction.plan
+            self._queue.extend(prediction.actions[0])
+        return self._queue.popleft()
+
+    def predict_chunk(
+        self,
+        observations: Mapping[str, Any],
+        generators: Sequence[torch.Generator] | None = None,
+        previous: Float[np.ndarray, "b t a"] | None = None,
+    ) -> Prediction:
+        """Predict a chunk for each observation window. Holds no state.
+
+        Works in any context, ``no_grad`` and ``inference_mode`` included. With one generator
+        per sample, a sample's result does not depend on the batch it is in.
+
+        Args:
+            observations: each stream (b, To, *shape), arrays or tensors, raw units.
+            generators: one per sample, for noisy starts and samplers; None: the global one.
+            previous: the previous ``plan`` of each sample, for a warm start.
+
+        Raises:
+            UserError: a stream is missing, has another shape, or is not finite.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                device = self.action_normaliser.centre.device
+                window = (None, self.config.windows.observation_steps)
+                raw = {
+                    name: torch.tensor(self._checked(name, observations, window), device=device)
+                    for name in self.stream_names
+                }
+                if len({len(values) for values in raw.values()}) != 1:
+                    sizes = ", ".join(f"{name}: {len(values)}" for name, values in raw.items())
+                    raise UserError(f"observation streams differ in batch size ({sizes})")
+                before = None
+                if previous is not None:
+                    before = self.action_normaliser.normalise(
+                        torch.tensor(previous, device=device, dtype=torch.float32)
+                    )
+                chunk, evaluations, trace = self.sample(
+                    self.normalise_observation(raw), generators, before
+                )
+                plan = self.action_normaliser.unnormalise(chunk.clamp(-1, 1)).cpu().numpy()
+        finally:
+            self.train(was_training)
+        executed = plan[:, self.config.windows.executed]
+        return Prediction(executed, plan, evaluations.cpu().numpy(), trace)
+
+    def _checked(
+        self, name: str, observation: Mapping[str, Any], leading: tuple[int | None, ...]
+    ) -> np.ndarray:
+        """One stream as a float32 array, with its presence, shape and values checked."""
+        if name not in observation:
+            raise UserError(
+                f"observation has no stream {name!r} (it has {', '.join(sorted(observation))}); "
+                f"the policy was trained on {', '.join(self.stream_names)}"
+            )
+        value = observation[name]
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().numpy()
+        array = np.asarray(value, dtype=np.float32)
+        expected = (*leading, *self.config.streams[name].shape)
+        fits = len(array.shape) == len(expected) and all(
+            want is None or want == got for want, got in zip(expected, array.shape, strict=True)
+        )
+        if not fits:
+            shown = tuple("batch" if extent is None else extent for extent in expected)
+            raise UserError(f"observation {name!r} has shape {array.shape}, expected {shown}")
+        if not np.isfinite(array).all():
+            raise UserError(f"observation {name!r} holds {array[~np.isfinite(array)][0]}")
+        return array
+
+
+def draw(
+    shape: tuple[int, ...],
+    batch: int,
+    generators: Sequence[torch.Generator] | None,
+    device: torch.device,
+) -> Tensor:
+    """Standard normal draws (batch, *shape), each sample from its own generator if given."""
+    if generators is None:
+        return torch.randn(batch, *shape, device=device)
+    if len(generators) != batch:
+        raise ValueError(f"{len(generators)} generators for a batch of {batch}")
+    return torch.stack(
+        [torch.randn(*shape, generator=g, device=g.device).to(device) for g in generators]
+    )

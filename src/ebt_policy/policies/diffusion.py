@@ -1,0 +1,80 @@
+"""Diffusion Policy (Chi et al. 2023, arXiv 2303.04137): noise prediction, DDPM or DDIM.
+
+    L = || e - f(o, sqrt(abar_t) a + sqrt(1 - abar_t) e, t) ||^2,   t ~ U{0 .. 99}
+
+on the same encoder and trunk as the energy policy; the schedules are those of ``diffusers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebt_policy.config import PolicyConfig
+from ebt_policy.descent import Trace
+from ebt_policy.energy.transformer import Network
+from ebt_policy.policies.base import Policy, draw
+from ebt_policy.shapes import Float
+
+
+class DiffusionPolicy(Policy):
+    """Noise prediction with 100 training steps; acts by DDPM-100 or DDIM."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__(config)
+        self.network = Network(config, levels=True)
+        self._training_schedule = self._schedule("ddpm")
+
+    @property
+    def sampler(self) -> str:
+        return self.config.diffusion.sampler
+
+    def _schedule(self, name: str) -> Any:
+        # Imported here: the core must import without the libraries of the baselines.
+        from diffusers import DDIMScheduler, DDPMScheduler
+
+        return (DDPMScheduler if name == "ddpm" else DDIMScheduler)(
+            num_train_timesteps=self.config.diffusion.training_steps,
+            beta_schedule="squaredcos_cap_v2",
+            clip_sample=True,
+            prediction_type="epsilon",
+        )
+
+    def _level(self, times: Tensor) -> Tensor:
+        return times.float() / self.config.diffusion.training_steps
+
+    def errors(
+        self, observation: dict[str, Tensor], actions: Float[Tensor, "b t a"]
+    ) -> Float[Tensor, "b t a"]:
+        noise = torch.randn_like(actions)
+        times = torch.randint(
+            self.config.diffusion.training_steps, (len(actions),), device=actions.device
+        )
+        noised = self._training_schedule.add_noise(actions, noise, times)
+        predicted = self.network(noised, self.network.remember(observation), self._level(times))
+        return (predicted - noise).square()
+
+    def sample(
+        self,
+        observation: dict[str, Tensor],
+        generators: Sequence[torch.Generator] | None,
+        previous: Float[Tensor, "b t a"] | None,
+    ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
+        settings = self.config.diffusion
+        memory = self.network.remember(observation)
+        batch, device = len(memory[0][0]), memory[0][0].device
+        shape = (self.config.windows.horizon, self.config.action_dim)
+        chunk = draw(shape, batch, generators, device)
+        schedule = self._schedule(settings.sampler)
+        steps = settings.training_steps if settings.sampler == "ddpm" else settings.ddim_steps
+        schedule.set_timesteps(steps)
+        # diffusers draws each sample's noise from its own generator when given a list.
+        own = None if generators is None else list(generators)
+        for time in schedule.timesteps:
+            times = time.to(device).expand(batch)
+            predicted = self.network(chunk, memory, self._level(times))
+            chunk = schedule.step(predicted, time, chunk, generator=own).prev_sample
+        return chunk, torch.full((batch,), steps), None

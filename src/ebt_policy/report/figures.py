@@ -1,0 +1,184 @@
+"""The report's figures, each one function from results to a PNG."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from ebt_policy.descent import Trace
+
+matplotlib.use("Agg")
+matplotlib.rcParams.update(
+    {
+        "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
+    }
+)  # fmt: skip
+
+COLOURS = {"ebt": "#1b6ca8", "diffusion": "#d1642b", "mip": "#4c9a52", "regression": "#7d6b9e"}
+NAMES = {
+    "ebt": "EBT-Policy", "diffusion": "Diffusion Policy", "mip": "MIP", "regression": "Regression",
+}  # fmt: skip
+
+
+def label(result: dict[str, Any]) -> str:
+    """A policy and how it acted, for legends and tables."""
+    name = NAMES[result["policy"]]
+    if result["policy"] == "ebt":
+        descent = result["settings"]["descent"]
+        starts = f", {descent['starts']} starts" if descent["starts"] > 1 else ""
+        return f"{name}, {descent['steps']} steps{starts}"
+    if result["policy"] == "diffusion":
+        steps = round(result["descent_steps_mean"])
+        return f"{name}, {result['sampler'].upper()}-{steps}"
+    return name
+
+
+def png(figure: Figure) -> bytes:
+    """Render a figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def success_bars(results: list[dict[str, Any]], measure: str) -> Figure:
+    """Bars with 95% intervals: ``success`` (Wilson) or ``score`` (bootstrap), by task."""
+    tasks = sorted({result["task"] for result in results})
+    value_key, interval_key = (
+        ("success_rate", "success_ci95") if measure == "success" else ("score_mean", "score_ci95")
+    )
+    figure = Figure(figsize=(1.6 + 0.95 * len(results), 3.0))
+    axes = figure.add_subplot()
+    place, ticks = 0.0, []
+    for task in tasks:
+        own = [result for result in results if result["task"] == task]
+        ticks.append(place + (len(own) - 1) / 2)
+        for result in own:
+            value, (low, high) = result[value_key], result[interval_key]
+            axes.bar(place, value, color=COLOURS[result["policy"]], width=0.8)
+            axes.errorbar(
+                place, value, [[max(0, value - low)], [max(0, high - value)]],
+                color="black", capsize=4, linewidth=1,
+            )  # fmt: skip
+            axes.text(
+                place, 0.03, label(result), rotation=90, ha="center", va="bottom",
+                fontsize=7, color="white",
+            )  # fmt: skip
+            place += 1
+        place += 0.6
+    axes.set_xticks(ticks, tasks)
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel("success rate" if measure == "success" else "mean score")
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
+def learning_curves(curves: list[tuple[str, str, list[dict[str, Any]]]]) -> Figure:
+    """Loss and held-out action error against training time, one line for each run.
+
+    Args:
+        curves: (name, policy, metrics) of each run.
+    """
+    figure = Figure(figsize=(8.4, 3.0))
+    loss_axes, error_axes = figure.subplots(1, 2)
+    styles = ["-", "--", ":", "-."]
+    seen: dict[str, int] = {}
+    for name, policy, metrics in curves:
+        style = styles[seen.setdefault(policy, 0) % len(styles)]
+        seen[policy] += 1
+        for axes, key, marker in (
+            (loss_axes, "loss", None), (error_axes, "validation_action_mse", "o"),
+        ):  # fmt: skip
+            points = [(m["seconds"], m[key]) for m in metrics if key in m]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True), style, color=COLOURS[policy], label=name,
+                    marker=marker, markersize=3, linewidth=1.2,
+                )  # fmt: skip
+    for axes, title in (
+        (loss_axes, "training loss (each objective's own scale)"),
+        (error_axes, "held-out action error (mean square, normalised)"),
+    ):
+        axes.set_yscale("log")
+        axes.set_xlabel("training time (s)")
+        axes.set_title(title, fontsize=9)
+    if error_axes.get_legend_handles_labels()[1]:
+        error_axes.legend(fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
+def energy_against_step(trace: Trace, moments: list[int], rate: float | None) -> Figure:
+    """Energy and gradient norm over the descent steps, one line for each moment."""
+    figure = Figure(figsize=(8.4, 2.8))
+    energy_axes, norm_axes = figure.subplots(1, 2)
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, len(moments)))
+    for row, moment in enumerate(moments):
+        name = f"step {moment}" if rate is None else f"{moment / rate:.1f} s"
+        energy_axes.plot(trace.energy[row].tolist(), "o-", color=colours[row], label=name, ms=3)
+        norm_axes.plot(trace.gradient_norm[row].tolist(), "o-", color=colours[row], ms=3)
+    energy_axes.set_ylabel("energy")
+    energy_axes.legend(fontsize=7, title="moment in the episode", title_fontsize=7)
+    norm_axes.set_ylabel("gradient norm (RMS)")
+    norm_axes.set_yscale("log")
+    for axes in (energy_axes, norm_axes):
+        axes.set_xlabel("descent step")
+    figure.tight_layout()
+    return figure
+
+
+def descent_in_action_space(
+    path: list[np.ndarray], demonstrated: np.ndarray | None, executed: slice
+) -> Figure:
+    """How one chunk moves over the descent: its first two action dimensions.
+
+    Args:
+        path: chunks (T, A) of the iterates, in the units of the demonstrations.
+        demonstrated: actions (n, A) for the background, if any.
+        executed: the part of the chunk that is executed.
+    """
+    two = path[0].shape[1] > 1
+    figure = Figure(figsize=(8.4, 3.4))
+    plane, time = figure.subplots(1, 2)
+    colours = matplotlib.colormaps["plasma"](np.linspace(0.85, 0.0, len(path)))
+    if demonstrated is not None and two:
+        plane.plot(demonstrated[:, 0], demonstrated[:, 1], ".", color="#cccccc", ms=1.5, zorder=0)
+    for k, chunk in enumerate(path):
+        last = k == len(path) - 1
+        style = {"color": colours[k], "lw": 2.0 if last else 1.0, "label": f"{k} steps"}
+        if two:
+            plane.plot(chunk[:, 0], chunk[:, 1], "o-", ms=3, **style)
+        time.plot(chunk[:, 0], "o-", ms=3, **style)
+    time.axvspan(executed.start - 0.5, executed.stop - 0.5, color="#1b6ca8", alpha=0.08, lw=0)
+    time.set_xlabel("action of the chunk (shaded: executed)")
+    time.set_ylabel("action dimension 0")
+    time.legend(fontsize=7)
+    if two:
+        plane.set_xlabel("action dimension 0")
+        plane.set_ylabel("action dimension 1")
+    else:
+        plane.set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
+def along_episode(record: dict[str, Any], action_steps: int, rate: float | None) -> Figure:
+    """Descent steps and final energy of each chunk along an episode."""
+    figure = Figure(figsize=(8.4, 2.4))
+    steps_axes, energy_axes = figure.subplots(1, 2)
+    times = np.arange(len(record["descent_steps"])) * action_steps / (rate or 1)
+    steps_axes.step(times, record["descent_steps"], where="post", color=COLOURS["ebt"])
+    steps_axes.set_ylim(0, max(record["descent_steps"]) + 1)
+    steps_axes.set_ylabel("descent steps of the chunk")
+    energy_axes.plot(
+        times[: len(record["energy"])], record["energy"], "o-", ms=3, color=COLOURS["ebt"]
+    )
+    energy_axes.set_ylabel("final energy of the chunk")
+    for axes in (steps_axes, energy_axes):
+        axes.set_xlabel("time in the episode (s)" if rate else "step of the episode")
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,31 @@
+"""Tasks by name: ``pusht``, ``metaworld/<task>``, ``gym:<id>``."""
+
+from __future__ import annotations
+
+from ebt_policy.errors import UserError
+from ebt_policy.tasks.base import Environment, Outcome, Task
+
+
+def make_task(name: str) -> Task:
+    """The task that ``--task`` names.
+
+    Raises:
+        UserError: unknown name, or its simulator is not installed.
+    """
+    # Each simulator is imported only by those who ask for it.
+    if name == "pusht":
+        from ebt_policy.tasks.pusht import pusht
+
+        return pusht()
+    if name.startswith("metaworld/"):
+        from ebt_policy.tasks.metaworld import metaworld
+
+        return metaworld(name.removeprefix("metaworld/"))
+    if name.startswith("gym:"):
+        from ebt_policy.tasks.gymnasium import gymnasium_task
+
+        return gymnasium_task(name.removeprefix("gym:"))
+    raise UserError(f"--task {name}: unknown; there are pusht, metaworld/<task> and gym:<id>")
+
+
+__all__ = ["Environment", "Outcome", "Task", "make_task"]

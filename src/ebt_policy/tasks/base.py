@@ -1,0 +1,83 @@
+"""What a task is: where an episode starts, what an action does, when it has succeeded."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ebt_policy.errors import UserError
+
+Observation = Mapping[str, np.ndarray]
+
+
+@dataclass
+class Outcome:
+    """What one control step led to.
+
+    Attributes:
+        observation: by stream name.
+        score: how well the episode stands now; an episode's score is its highest.
+        success: whether the task is solved at this step; the episode ends there.
+        done: whether the episode has ended for another reason.
+    """
+
+    observation: Observation
+    score: float
+    success: bool
+    done: bool = False
+
+
+class Environment(ABC):
+    """One simulated (or real) scene. The same seed gives the same start, always."""
+
+    @abstractmethod
+    def reset(self, seed: int) -> Observation:
+        """Begin the episode of this seed, forgetting every earlier one."""
+
+    @abstractmethod
+    def step(self, action: np.ndarray) -> Outcome:
+        """Execute one action (A,), in the units of the demonstrations."""
+
+    @abstractmethod
+    def render(self) -> np.ndarray:
+        """The scene as (H, W, 3) uint8."""
+
+    def close(self) -> None:  # noqa: B027, most have nothing to close
+        """Give back windows and graphics contexts, if there are any."""
+
+
+Expert = Callable[[Observation], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task by name, with everything that evaluation and collection need.
+
+    Attributes:
+        name: as ``--task`` takes it.
+        horizon: steps after which an episode ends without success.
+        rate: control steps per second.
+        action_dim: A.
+        make: builds an environment; called once in each worker process.
+        make_expert: builds a scripted expert for an episode, where there is one.
+        action_bounds: legal range of the actions, where it is one for all dimensions.
+    """
+
+    name: str
+    horizon: int
+    rate: float
+    action_dim: int
+    make: Callable[[], Environment]
+    make_expert: Callable[[], Expert] | None = None
+    action_bounds: tuple[float, float] | None = None
+
+
+def missing_extra(task: str, error: ImportError) -> UserError:
+    """The error for a task whose simulator is not installed."""
+    return UserError(
+        f"--task {task}: its simulator cannot be imported ({error}); "
+        "install it with: pip install 'ebt-policy[sim]'"
+    )

@@ -1,0 +1,82 @@
+"""``gym:<id>``: any gymnasium environment of the user's own.
+
+``--task gym:MyRobot-v0`` takes a registered id, ``--task gym:my_package:MyRobot-v0`` imports
+``my_package`` first (gymnasium's own notation). The adapter asks for little:
+
+* observations: a ``Box`` becomes the stream ``state``; a ``Dict`` of boxes one stream per key;
+* actions: a one-dimensional ``Box``, in the units of the demonstrations;
+* success: ``info["is_success"]`` or ``info["success"]`` at any step;
+* score: ``info["score"]`` where there is one, else 1 at success and 0 before;
+* ``max_episode_steps`` of the registration is the horizon.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from ebt_policy.errors import UserError
+from ebt_policy.tasks.base import Environment, Outcome, Task, missing_extra
+
+
+class GymnasiumEnvironment(Environment):
+    """Adapter from a gymnasium environment, see the module's text."""
+
+    def __init__(self, identifier: str) -> None:
+        import gymnasium
+
+        self._environment: Any = gymnasium.make(identifier, render_mode="rgb_array")
+
+    def reset(self, seed: int) -> dict[str, np.ndarray]:
+        observation, _ = self._environment.reset(seed=seed)
+        return self._observe(observation)
+
+    def step(self, action: np.ndarray) -> Outcome:
+        space = self._environment.action_space
+        clipped = np.clip(action, space.low, space.high).astype(space.dtype)
+        observation, _, terminated, truncated, info = self._environment.step(clipped)
+        success = bool(info.get("is_success", info.get("success", False)))
+        score = float(info.get("score", success))
+        return Outcome(self._observe(observation), score, success, bool(terminated or truncated))
+
+    def render(self) -> np.ndarray:
+        return np.asarray(self._environment.render(), np.uint8)
+
+    def close(self) -> None:
+        self._environment.close()
+
+    def _observe(self, observation: Any) -> dict[str, np.ndarray]:
+        named = observation if isinstance(observation, dict) else {"state": observation}
+        return {name: np.asarray(value, np.float32) for name, value in named.items()}
+
+
+def gymnasium_task(identifier: str) -> Task:
+    """A registered gymnasium environment as a task.
+
+    Raises:
+        UserError: the id is not registered, or its action space is not a 1-D ``Box``.
+    """
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise missing_extra(f"gym:{identifier}", error) from error
+    try:
+        environment = gymnasium.make(identifier, render_mode="rgb_array")
+    except (gymnasium.error.Error, ImportError) as error:
+        raise UserError(f"--task gym:{identifier}: gymnasium cannot make it ({error})") from error
+    space, spec = environment.action_space, environment.spec
+    rate = float(environment.metadata.get("render_fps", 10))
+    environment.close()
+    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+        raise UserError(f"--task gym:{identifier}: its action space is {space}, expected a 1-D Box")
+    if spec is None or spec.max_episode_steps is None:
+        raise UserError(
+            f"--task gym:{identifier}: its registration has no max_episode_steps, "
+            "so an episode would never end"
+        )
+    return Task(
+        f"gym:{identifier}", horizon=spec.max_episode_steps, rate=rate,
+        action_dim=space.shape[0], make=functools.partial(GymnasiumEnvironment, identifier),
+    )  # fmt: skip

@@ -1,0 +1,34 @@
+"""Names and reading of the files that a run leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+TRAINING_FILE, METRICS_FILE, SUMMARY_FILE = "training.json", "metrics.jsonl", "summary.json"
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """How a finished run was trained; None while it is unfinished (or a bare policy)."""
+    path = run / SUMMARY_FILE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The run's curves, oldest first; a last line cut short by a kill is left out."""
+    path = run / METRICS_FILE
+    if not path.exists():
+        return []
+    records = [parse_record(line) for line in path.read_text().splitlines()]
+    return [record for record in records if record["step"] < math.inf]
+
+
+def parse_record(line: str) -> dict[str, Any]:
+    """One line of the metrics file; a step of infinity marks a broken line."""
+    try:
+        record = json.loads(line)
+        return record if isinstance(record.get("step"), int) else {"step": math.inf}
+    except (ValueError, AttributeError):
+        return {"step": math.inf}

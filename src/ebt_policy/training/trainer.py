@@ -1,0 +1,378 @@
+"""Training any policy: AdamW, warm-up and cosine, EMA, on ``accelerate``.
+
+A run is a folder: ``config.json`` and ``model.safetensors`` (the policy, with EMA weights),
+``training.json`` (the settings), ``metrics.jsonl`` and ``tensorboard/`` (the curves),
+``checkpoints/`` (to resume) and, when it has ended, ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+from tqdm import tqdm
+
+from ebt_policy.config import PolicyConfig, TrainingConfig, from_json, to_json
+from ebt_policy.demonstrations import Demonstrations
+from ebt_policy.demonstrations.download import fingerprint
+from ebt_policy.errors import UserError
+from ebt_policy.policies import make_policy
+from ebt_policy.policies.base import Policy
+from ebt_policy.policies.files import CONFIG_FILE, check_state, replace_file, save_policy
+from ebt_policy.provenance import provenance
+from ebt_policy.training.checkpoint import (
+    Progress,
+    checkpoint_folders,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
+from ebt_policy.training.files import METRICS_FILE, SUMMARY_FILE, TRAINING_FILE, parse_record
+from ebt_policy.windows.windows import BatchOrder, Windows, load_arrays, split_episodes
+
+_LOG_STEPS = 50
+_BAR = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
+_VALIDATIONS = 10  # over the whole run
+
+
+def train(
+    demonstrations: Demonstrations,
+    policy_config: PolicyConfig,
+    config: TrainingConfig,
+    run: Path,
+    resume: bool = False,
+) -> Policy:
+    """Train a policy into a run folder.
+
+    Args:
+        demonstrations: what to learn from.
+        policy_config: the policy.
+        config: how to train it.
+        run: the folder to make, or to continue.
+        resume: continue from the newest checkpoint; a run that has none begins at the start.
+
+    Returns:
+        The policy with its EMA weights, as it is saved.
+
+    Raises:
+        UserError: the folder holds another run, data do not fit, the loss becomes NaN, or the
+            disk is full.
+    """
+    return _Trainer(demonstrations, policy_config, config, run, resume).train()
+
+
+def check_same_settings(kind: type, path: Path, given: Any) -> None:
+    """Refuse to continue a run under other settings than those it began with.
+
+    Raises:
+        UserError: names the first setting that differs.
+    """
+    saved: Any = from_json(kind, path.read_text(), str(path))
+    for field in dataclasses.fields(given):
+        before, now = getattr(saved, field.name), getattr(given, field.name)
+        if before != now:
+            raise UserError(
+                f"--resume: {field.name} is {now!r} now, but {before!r} in {path}; "
+                "give the same settings, or another --out"
+            )
+
+
+class _Trainer:
+    def __init__(
+        self,
+        demonstrations: Demonstrations,
+        policy_config: PolicyConfig,
+        config: TrainingConfig,
+        run: Path,
+        resume: bool,
+    ) -> None:
+        self.config, self.run = config, run
+        folders = checkpoint_folders(run)
+        if resume and (run / CONFIG_FILE).exists():
+            check_same_settings(PolicyConfig, run / CONFIG_FILE, policy_config)
+            check_same_settings(TrainingConfig, run / TRAINING_FILE, config)
+        elif not resume and (folders or (run / CONFIG_FILE).exists()):
+            raise UserError(
+                f"{run}: holds a run already; continue it with --resume, or use another --out"
+            )
+        torch.set_num_threads(config.threads)
+        self.accelerator = Accelerator(mixed_precision="bf16" if config.bf16 else "no")
+        self.device = self.accelerator.device
+        world = self.accelerator.num_processes
+        if config.batch_size % world:
+            raise UserError(
+                f"training.batch_size = {config.batch_size} cannot be shared by {world} processes"
+            )
+        torch.manual_seed(config.seed)
+        policy = make_policy(policy_config)
+        observations, actions = load_arrays(demonstrations, policy_config.streams)
+        self.data: dict[str, Any] = {
+            "name": demonstrations.path.name,
+            "episodes": demonstrations.episodes,
+            "steps": demonstrations.steps,
+            "sha256": fingerprint(demonstrations, sorted(policy_config.streams)),
+        }
+        training, validation = split_episodes(
+            demonstrations.episodes, config.validation_share, config.seed
+        )
+        ends, windows = demonstrations.episode_ends, policy_config.windows
+        self.windows = Windows(observations, actions, ends, training, windows)
+        self.validation = (
+            Windows(observations, actions, ends, validation, windows) if len(validation) else None
+        )
+        seen = self.windows.steps.numpy()
+        policy.fit_normalisers(
+            {name: values[seen] for name, values in observations.items()},
+            actions[seen],
+            str(demonstrations.path),
+        )
+        self.order = BatchOrder(len(self.windows), config.batch_size, config.seed)
+        self.ema = copy.deepcopy(policy).to(self.device).eval().requires_grad_(False)
+        self.policy = policy.to(self.device).train()
+        optimizer = torch.optim.AdamW(
+            self.policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
+        # Each process draws its own noise.
+        torch.manual_seed(config.seed * 1000 + self.accelerator.process_index)
+        self.step, self.seconds = 0, 0.0
+        if resume and folders:
+            self._restore(folders[-1])
+        self._mark = self._clock()
+        self.logger: Any = None
+
+    # -- time ----------------------------------------------------------------------------
+
+    def _clock(self) -> float:
+        if self.device.type == "cpu":
+            return time.process_time() / torch.get_num_threads()
+        return time.perf_counter()
+
+    def _pause(self) -> None:
+        """Add the training time since the last pause; what follows is not training."""
+        now = self._clock()
+        self.seconds += now - self._mark
+        self._mark = now
+
+    def _continue(self) -> None:
+        """Training goes on: forget the time since :meth:`_pause`."""
+        self._mark = self._clock()
+
+    def _progress(self) -> float:
+        """Share of the run that is done, the same in every process."""
+        if self.config.steps is not None:
+            return self.step / self.config.steps
+        assert self.config.budget_seconds is not None
+        self._pause()
+        share = self.seconds / self.config.budget_seconds
+        if self.accelerator.num_processes > 1:
+            share = broadcast(torch.tensor(share, device=self.device)).item()
+        return share
+
+    # -- the loop ------------------------------------------------------------------------
+
+    def train(self) -> Policy:
+        """Run until the steps or the budget are used up."""
+        main = self.accelerator.is_main_process
+        if main:
+            replace_file(self.run / TRAINING_FILE, to_json(self.config).encode())
+            save_policy(self.ema, self.run)
+            self._open_logs()
+        saved_at, saved_step = time.perf_counter(), self.step
+        validated = math.floor(self._progress() * _VALIDATIONS)
+        began, began_step = self.seconds, self.step
+        with tqdm(
+            total=100, desc=self.policy.config.policy, unit="%", disable=not main,
+            mininterval=1.0, bar_format=_BAR,
+        ) as bar:  # fmt: skip
+            while (progress := self._progress()) < 1:
+                loss, norm, rate = self._one_step(progress)
+                if self.step % _LOG_STEPS == 0:
+                    self._pause()
+                    speed = (
+                        (self.step - began_step) * self.order.batch_size
+                        / max(self.seconds - began, 1e-9)
+                    )  # fmt: skip
+                    bar.set_postfix_str(
+                        f"step {self.step}, loss {loss:.4f}, {speed:.0f} samples/s", refresh=False
+                    )
+                    self._log(
+                        loss=loss, gradient_norm=norm, learning_rate=rate, samples_per_second=speed
+                    )
+                    self._continue()
+                bar.update(100 * min(self._progress(), 1) - bar.n)
+                if math.floor(self._progress() * _VALIDATIONS) > validated:
+                    validated = math.floor(self._progress() * _VALIDATIONS)
+                    self._validate()
+                due = (
+                    self.step - saved_step >= self.config.checkpoint_steps
+                    if self.config.checkpoint_steps is not None
+                    else time.perf_counter() - saved_at >= self.config.checkpoint_seconds
+                )
+                if self._agreed(due):
+                    self._checkpoint()
+                    saved_at, saved_step = time.perf_counter(), self.step
+        self._checkpoint()
+        if main:
+            self._finish()
+        self.accelerator.end_training()
+        return self.ema
+
+    def _one_step(self, progress: float) -> tuple[float, float, float]:
+        config = self.config
+        rate = (
+            config.learning_rate
+            * min(1.0, (self.step + 1) / config.warmup_steps)
+            * 0.5
+            * (1 + math.cos(math.pi * min(progress, 1.0)))
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        indices = self.order.indices(self.step)
+        share = len(indices) // self.accelerator.num_processes
+        mine = indices[self.accelerator.process_index * share :][:share]
+        batch = self.windows.gather(mine)
+        batch = dataclasses.replace(
+            batch,
+            observations={n: v.to(self.device) for n, v in batch.observations.items()},
+            actions=batch.actions.to(self.device),
+            valid=batch.valid.to(self.device),
+        )
+        loss = self.model(batch)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), config.gradient_clip)
+        value, size = loss.item(), float(norm)
+        if not (math.isfinite(value) and math.isfinite(size)):
+            kept = checkpoint_folders(self.run)
+            raise UserError(
+                f"{self.run}: the loss is {value} and its gradient norm {size} at step "
+                f"{self.step + 1}; "
+                + (f"the last good checkpoint is {kept[-1]}; " if kept else "")
+                + f"try a lower learning rate than {config.learning_rate:g}"
+            )
+        self.optimizer.step()
+        self.step += 1
+        decay = 1 - (1 + self.step) ** -config.ema_power
+        torch._foreach_lerp_(
+            list(self.ema.parameters()),
+            [p.detach() for p in self.policy.parameters()],
+            1 - decay,
+        )
+        return value, size, rate
+
+    def _agreed(self, wish: bool) -> bool:
+        """Process 0's wish, so that all processes stop to save at the same step."""
+        if self.accelerator.num_processes == 1:
+            return wish
+        return bool(broadcast(torch.tensor(int(wish), device=self.device)).item())
+
+    # -- validation ----------------------------------------------------------------------
+
+    def _validate(self) -> None:
+        """Mean squared error of predicted chunks on held-out episodes (normalised actions)."""
+        if self.validation is None or not self.accelerator.is_main_process:
+            return
+        self._pause()
+        count = min(self.config.validation_windows, len(self.validation))
+        chosen = np.linspace(0, len(self.validation) - 1, count).round()
+        batch = self.validation.gather(torch.from_numpy(chosen.astype(np.int64)))
+        generators = [torch.Generator().manual_seed(i) for i in range(count)]
+        with torch.random.fork_rng(devices=[]):
+            prediction = self.ema.predict_chunk(batch.observations, generators)
+        normalise = copy.deepcopy(self.ema.action_normaliser).cpu().normalise
+        plan = torch.from_numpy(prediction.plan)
+        errors = (normalise(plan) - normalise(batch.actions)).square().mean(-1)
+        self._log(validation_action_mse=errors[batch.valid].mean().item())
+        self._continue()
+
+    # -- logs ----------------------------------------------------------------------------
+
+    def _open_logs(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.logger = SummaryWriter(self.run / "tensorboard", purge_step=self.step + 1)
+        path = self.run / METRICS_FILE
+        if path.exists():  # what came after the checkpoint will be written again
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if parse_record(line)["step"] <= self.step]
+            replace_file(path, "".join(f"{line}\n" for line in kept).encode())
+
+    def _log(self, **values: float) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        record = {"step": self.step, "seconds": round(self.seconds, 3), **values}
+        with (self.run / METRICS_FILE).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in values.items():
+            self.logger.add_scalar(name, value, self.step)
+
+    def _finish(self) -> None:
+        self.logger.close()
+        summary = {
+            "policy": self.policy.config.policy,
+            "steps": self.step,
+            "seconds": round(self.seconds, 3),
+            "samples": self.step * self.order.batch_size,
+            "parameters": sum(p.numel() for p in self.policy.parameters()),
+            "data": self.data,
+            "training": {k: v for k, v in dataclasses.asdict(self.config).items() if k != "data"},
+            **provenance(),
+        }
+        replace_file(self.run / SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+
+    # -- checkpoints ---------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        self._pause()
+        random = torch.get_rng_state()[None].to(self.device)
+        tensors = {"random": self.accelerator.gather(random)}
+        if self.device.type == "cuda":
+            own = torch.cuda.get_rng_state(self.device)[None].to(self.device)
+            tensors["random_cuda"] = self.accelerator.gather(own)
+        if self.accelerator.is_main_process:
+            tensors |= {f"raw.{n}": t for n, t in self.policy.state_dict().items()}
+            tensors |= {f"ema.{n}": t for n, t in self.ema.state_dict().items()}
+            tensors |= optimizer_tensors(self.optimizer)
+            digest = self.data["sha256"]["action"]
+            write_checkpoint(self.run, Progress(self.step, self.seconds, digest), tensors)
+            save_policy(self.ema, self.run)
+        self._continue()
+
+    def _restore(self, folder: Path) -> None:
+        progress, tensors = read_checkpoint(folder)
+        digest = self.data["sha256"]["action"]
+        if progress.data_sha256 != digest:
+            raise UserError(
+                f"--resume: {self.run} was trained on other data (SHA-256 of the actions "
+                f"{progress.data_sha256[:12]}…, now {digest[:12]}…)"
+            )
+        for prefix, module in (("raw.", self.policy), ("ema.", self.ema)):
+            part = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            check_state(module, part, str(folder))
+            module.load_state_dict(part)
+        load_optimizer_tensors(self.optimizer, tensors)
+        index = self.accelerator.process_index
+        torch.set_rng_state(_row(tensors["random"], index, folder))
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(_row(tensors["random_cuda"], index, folder), self.device)
+        self.step, self.seconds = progress.step, progress.seconds
+
+
+def _row(states: Tensor, index: int, folder: Path) -> Tensor:
+    if index >= len(states):
+        raise UserError(
+            f"--resume: {folder} was written by {len(states)} processes; use as many again"
+        )
+    return states[index]

@@ -1,0 +1,187 @@
+"""Training windows: To observations, T actions, padded by repetition, with a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebt_policy.config import StreamConfig, WindowConfig
+from ebt_policy.demonstrations import Demonstrations
+from ebt_policy.demonstrations.base import episode_of_step
+from ebt_policy.errors import UserError
+from ebt_policy.windows.batch import Batch
+
+
+def split_episodes(
+    episodes: int, validation_share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split whole episodes into training and validation, at random but reproducibly.
+
+    At least one episode always trains; with a share above 0 and two episodes or more, at
+    least one validates.
+    """
+    count = min(max(1, round(validation_share * episodes)), episodes - 1)
+    if validation_share == 0:
+        count = 0
+    order = np.random.default_rng([seed, 1]).permutation(episodes)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+class Windows:
+    """Every window of some episodes, gathered from memory a whole batch at a time.
+
+    There is one window for each step of an episode; the step is the window's "now".
+
+    Args:
+        observations: per stream (steps, *shape), all episodes.
+        actions: (steps, A), all episodes.
+        episode_ends: exclusive ends.
+        episodes: which episodes to draw windows from.
+        config: To, T and Ta.
+    """
+
+    def __init__(
+        self,
+        observations: Mapping[str, np.ndarray],
+        actions: np.ndarray,
+        episode_ends: np.ndarray,
+        episodes: np.ndarray,
+        config: WindowConfig,
+    ) -> None:
+        self.config = config
+        self.observations = {n: torch.from_numpy(v) for n, v in observations.items()}
+        self.actions = torch.from_numpy(actions)
+        starts = np.concatenate([[0], episode_ends[:-1]])
+        steps = [np.arange(starts[e], episode_ends[e]) for e in episodes]
+        self.steps = torch.from_numpy(np.concatenate(steps))
+        lengths = [len(part) for part in steps]
+        self.first = torch.from_numpy(np.repeat(starts[episodes], lengths))
+        self.last = torch.from_numpy(np.repeat(episode_ends[episodes] - 1, lengths))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def gather(self, indices: Tensor) -> Batch:
+        """The windows of these indices.
+
+        Steps beyond the episode repeat its first or last step; their actions are not valid.
+        """
+        now = self.steps[indices, None]
+        first, last = self.first[indices, None], self.last[indices, None]
+        oldest = now - self.config.observation_steps + 1
+        seen = (oldest + torch.arange(self.config.observation_steps)).clamp(first, last)
+        planned = oldest + torch.arange(self.config.horizon)
+        inside = planned.clamp(first, last)
+        return Batch(
+            {name: values[seen] for name, values in self.observations.items()},
+            self.actions[inside],
+            inside == planned,
+        )
+
+
+class BatchOrder:
+    """Which windows make up training step k: a function of the seed and k alone.
+
+    Each epoch is a permutation, cut into whole batches; nothing has to be remembered to
+    continue at any step.
+
+    Args:
+        windows: number of windows.
+        batch_size: of all processes together.
+        seed: of the permutations.
+    """
+
+    def __init__(self, windows: int, batch_size: int, seed: int) -> None:
+        self.windows, self.batch_size, self.seed = windows, min(batch_size, windows), seed
+        self.per_epoch = windows // self.batch_size
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def indices(self, step: int) -> Tensor:
+        """Indices (batch,) of the windows of training step ``step``."""
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            order = np.random.default_rng([self.seed, 2, epoch]).permutation(self.windows)
+            self._epoch, self._order = epoch, torch.from_numpy(order)
+        return self._order[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+def load_arrays(
+    demonstrations: Demonstrations, streams: Mapping[str, StreamConfig]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Read the streams a policy uses, and the actions, as float32; nothing else is read.
+
+    Raises:
+        UserError: a key is missing, has another shape, or holds NaN or infinity.
+    """
+    observations = {}
+    for name, stream in streams.items():
+        info = demonstrations.require(name)
+        if info.shape != stream.shape:
+            raise UserError(
+                f"{demonstrations.path}: observation {name!r} has shape {info.shape} per step, "
+                f"the policy expects {stream.shape}"
+            )
+        observations[name] = demonstrations.read(name, 0, demonstrations.steps).astype(np.float32)
+    actions = demonstrations.read_actions(0, demonstrations.steps).astype(np.float32)
+    for name, values in [("actions", actions), *observations.items()]:
+        bad = ~np.isfinite(values.reshape(len(values), -1))
+        if bad.any():
+            step, element = np.argwhere(bad)[0]
+            episode, within = episode_of_step(demonstrations.episode_ends, int(step))
+            value = values.reshape(len(values), -1)[step, element]
+            raise UserError(
+                f"{demonstrations.path}: {name} is {value} in episode {episode}, step {within}, "
+                f"element {element}; remove or repair this episode (ebt-policy data info shows all)"
+            )
+    return observations, actions
+
+
+PUSHT_STATE = StreamConfig((5,), angles=(4,))
+# What robomimic trains its low-dimensional policies on.
+ROBOMIMIC_STREAMS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
+
+
+def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str, StreamConfig]:
+    """The observation streams of ``--obs``, or this data set's default ones.
+
+    ``keys`` is a comma-separated list of ``KEY`` or ``KEY:angles=I+J`` (elements I and J are
+    angles in radians). PushT's ``state`` has its angle marked by default (``state:angles=``
+    turns that off). Without ``keys``: PushT's ``state``, robomimic's low-dimensional keys, or
+    every key that is not an image.
+
+    Raises:
+        UserError: a key does not exist or is an image, or an angle's index is out of range.
+    """
+    is_pusht = {"state", "keypoint", "n_contacts"} <= set(demonstrations.observations)
+    if keys is None:
+        if is_pusht:
+            return {"state": PUSHT_STATE}
+        low = [k for k, info in demonstrations.observations.items() if len(info.shape) <= 2]
+        chosen = [k for k in ROBOMIMIC_STREAMS if k in low] or low
+        if not chosen:
+            raise UserError(f"{demonstrations.path}: only images; this version needs number keys")
+        keys = ",".join(chosen)
+    streams = {}
+    for part in keys.split(","):
+        name, colon, option = part.strip().partition(":")
+        info = demonstrations.require(name)
+        if len(info.shape) > 2:
+            raise UserError(
+                f"--obs {name}: shape {info.shape} is an image; this version reads number keys"
+            )
+        angles: tuple[int, ...] = ()
+        if colon:
+            label, _, indices = option.partition("=")
+            if label != "angles" or not all(i.isdigit() for i in indices.split("+") if i):
+                raise UserError(f"--obs {part}: write KEY or KEY:angles=I+J, e.g. state:angles=4")
+            angles = tuple(int(i) for i in indices.split("+") if i)
+            size = int(np.prod(info.shape))
+            if any(i >= size for i in angles):
+                raise UserError(f"--obs {part}: {name!r} has {size} elements, counted from 0")
+        elif is_pusht and name == "state":
+            angles = PUSHT_STATE.angles
+        streams[name] = StreamConfig(info.shape, angles)
+    return streams
