@@ -190,7 +190,12 @@ class DescentConfig:
                 raise UserError(f"descent.{name} = {getattr(self, name)}: it must not be negative")
 
 
-# The descent that belongs to each objective's landscape.
+# The form and the descent that belong to each objective's landscape.
+FORM_DEFAULTS: dict[ObjectiveName, EnergyForm] = {
+    "basin": "residual",
+    "equilibrium": "scalar",
+    "unrolled": "scalar",
+}
 DESCENT_DEFAULTS: dict[ObjectiveName, DescentConfig] = {
     "basin": DescentConfig(),
     "equilibrium": DescentConfig(
@@ -242,6 +247,11 @@ class PolicyConfig:
             raise UserError("streams is empty: a policy needs at least one observation stream")
         if self.action_dim < 1:
             raise UserError(f"action_dim = {self.action_dim}: it must be at least 1")
+        if self.objective == "unrolled" and self.form == "residual":
+            raise UserError(
+                "form = residual diverges under objective = unrolled (its energy is never below "
+                "0, so every step exp(E / size) is above the bowl's curvature); use form=scalar"
+            )
 
 
 @dataclass(frozen=True)

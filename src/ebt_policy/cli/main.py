@@ -233,6 +233,7 @@ def _train(options: argparse.Namespace) -> None:
             action_dim=demonstrations.actions.shape[0],
             network=preset.network,
             objective=objective,
+            form=settings.FORM_DEFAULTS[objective],
             descent=settings.DESCENT_DEFAULTS[objective],
         ),
         options.set,

@@ -1,0 +1,171 @@
+"""The descent: per sample, in any context, best of several starts."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from conftest import config, generators, observations, policy
+from torch import Tensor
+
+from ebt_policy.config import DescentConfig
+from ebt_policy.descent import best_of, descend
+from ebt_policy.errors import UserError
+from ebt_policy.objectives.unrolled import unrolled
+from ebt_policy.policies import EnergyPolicy
+
+SETTINGS = {
+    "basin": DescentConfig(steps=3),
+    "several starts": DescentConfig(steps=3, starts=4, start="noise"),
+    "langevin": DescentConfig(steps=3, noise=0.2, starts=2),
+    "energy-scaled": DescentConfig(
+        steps=4, rule="energy", momentum=0.9, start="noise", normalise=True, step_size=0.2
+    ),
+    "stopping": DescentConfig(steps=6, tolerance=0.05, step_size=0.3, start="noise"),
+}
+
+
+def bowl(x: Tensor) -> Tensor:
+    """A quadratic around 1: one unit step lands on its minimum."""
+    return 0.5 * (x - 1).square().sum((1, 2))
+
+
+def test_one_unit_step_lands_in_a_bowl_of_curvature_one() -> None:
+    actions, trace = descend(bowl, torch.randn(3, 4, 2), DescentConfig(steps=1))
+    assert torch.allclose(actions, torch.ones(3, 4, 2), atol=1e-6)
+    assert torch.allclose(trace.energy[:, -1], torch.zeros(3), atol=1e-6)
+    assert trace.steps.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_alone_or_in_a_batch_gives_the_same_actions(name: str) -> None:
+    made = policy(descent=SETTINGS[name])
+    seen = observations(5)
+    together = made.predict_chunk(seen, generators(5))
+    for i in range(5):
+        alone = made.predict_chunk({k: v[i : i + 1] for k, v in seen.items()}, [generators(5)[i]])
+        # Actions are in units of about 100 here; 1e-5 is of the normalised range.
+        assert abs(alone.plan[0] - together.plan[i]).max() / 250 < 1e-5
+        assert alone.evaluations[0] == together.evaluations[i]
+
+
+def test_best_of_n_returns_the_start_with_the_lowest_final_energy() -> None:
+    made = policy(descent=DescentConfig(steps=2, starts=6, start="noise"))
+    assert isinstance(made, EnergyPolicy)
+    with torch.no_grad():
+        seen = made.normalise_observation(
+            {k: torch.from_numpy(v) for k, v in observations(3).items()}
+        )
+        memory = made.energy.remember(seen)
+        start, _ = made.starts(3, torch.device("cpu"), generators(3), None)
+        every, trace = descend(made.energy.given(memory, 6), start, made.config.descent)
+        chosen, kept = best_of(every, trace, 6)
+        energies = made.energy.given(memory, 6)(every).reshape(3, 6)
+        assert torch.allclose(made.energy.given(memory)(chosen), energies.min(1).values)
+        assert torch.allclose(kept.energy[:, -1], energies.min(1).values, atol=1e-6)
+        assert (energies.max(1).values - energies.min(1).values > 1e-4).all()
+        sampled, _, _ = made.sample(seen, generators(3), None)
+        assert torch.equal(sampled, chosen)
+
+
+def test_a_sample_that_has_stopped_does_not_move() -> None:
+    start = torch.cat([torch.full((1, 4, 2), 1.001), torch.full((1, 4, 2), 5.0)])
+    settings = DescentConfig(steps=5, step_size=0.2, tolerance=0.01, momentum=0.5)
+    actions, trace = descend(bowl, start, settings, keep_path=True)
+    assert torch.equal(actions[0], start[0])
+    assert trace.steps.tolist() == [0, 5]
+    assert all(torch.equal(iterate[0], start[0]) for iterate in trace.path)
+    assert (actions[1] - 1).abs().max() < (start[1] - 1).abs().max()
+
+
+def test_descent_ends_early_when_every_sample_has_stopped() -> None:
+    _, trace = descend(bowl, torch.randn(4, 4, 2), DescentConfig(steps=50, tolerance=1e-4))
+    assert trace.gradient_norm.shape[1] == 2  # one step lands, the second sees a zero gradient
+    assert trace.steps.tolist() == [1, 1, 1, 1]
+
+
+def test_time_limit_stops_between_steps() -> None:
+    calls = 0
+
+    def slow(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        torch.randn(600, 600) @ torch.randn(600, 600)
+        return bowl(x)
+
+    settings = DescentConfig(steps=10_000, max_ms=5.0, step_size=0.01)
+    _, trace = descend(slow, torch.randn(1, 4, 2), settings)
+    assert 1 <= int(trace.steps[0]) < 10_000
+    assert calls == int(trace.steps[0]) + 1
+
+
+@pytest.mark.parametrize(
+    "context", [nullcontext, torch.no_grad, torch.inference_mode], ids=lambda c: c.__name__
+)
+def test_every_context_gives_the_same_actions(context: Any) -> None:
+    made = policy(descent=SETTINGS["several starts"])
+    seen = {k: torch.from_numpy(v) for k, v in observations(3).items()}
+    plain = made.predict_chunk(seen, generators(3)).plan
+    with context():
+        inside = {k: v.clone() for k, v in seen.items()}  # inference tensors, where that is on
+        assert (made.predict_chunk(inside, generators(3)).plan == plain).all()
+        start = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(0))
+        moved, _ = descend(bowl, start, DescentConfig(steps=1))
+        assert torch.allclose(moved, torch.ones(2, 4, 2), atol=1e-6)
+
+
+def test_langevin_noise_needs_its_draws() -> None:
+    with pytest.raises(ValueError, match="noise"):
+        descend(bowl, torch.zeros(1, 4, 2), DescentConfig(noise=0.1))
+
+
+def test_warm_start_begins_from_the_shifted_previous_chunk() -> None:
+    made = policy(descent=DescentConfig(steps=1, warm_start=True, step_size=1e-6))
+    previous = torch.arange(32.0).reshape(1, 16, 2).numpy()
+    plan = made.predict_chunk(observations(1), generators(1), previous).plan
+    # A tiny step stays at the start: the last half of the previous chunk, then its last action.
+    assert abs(plan[0, :8] - previous[0, 8:]).max() < 1e-2
+    assert abs(plan[0, 8:] - previous[0, -1]).max() < 1e-2
+
+
+def test_unrolled_result_does_not_depend_on_the_batch() -> None:
+    """The released code normalises over the whole batch; here every sample is its own."""
+    made = policy(objective="unrolled")
+    seen = observations(4)
+    together = made.predict_chunk(seen, generators(4)).plan
+    seen_other = {k: v.copy() for k, v in seen.items()}
+    for values in seen_other.values():
+        values[1:] *= 3
+    other = made.predict_chunk(seen_other, generators(4)).plan
+    assert abs(together[0] - other[0]).max() / 250 < 1e-5
+    assert abs(together[1] - other[1]).max() > 1e-3
+
+
+def test_unrolled_keeps_the_graph_of_the_last_step_only() -> None:
+    settings = config(objective="unrolled")
+    weight = torch.ones((), requires_grad=True)
+    graphs = []
+
+    def energy(x: Tensor) -> Tensor:
+        graphs.append(x.requires_grad)
+        return weight * bowl(x)
+
+    errors = unrolled(energy, torch.zeros(4, 16, 2), settings.unrolled, settings.descent)
+    errors.mean().backward()
+    assert weight.grad is not None
+    assert weight.grad.abs() > 0
+    assert settings.unrolled.min_steps <= len(graphs) < (
+        settings.unrolled.min_steps + settings.unrolled.extra_steps
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 0), ("starts", 0), ("max_ms", -1.0), ("step_size", 0.0), ("momentum", -0.1)],
+)
+def test_impossible_settings_are_refused_by_name(name: str, value: float) -> None:
+    changes: dict[str, Any] = {name: value}
+    with pytest.raises(UserError, match=f"descent.{name} = "):
+        DescentConfig(**changes)

@@ -1,0 +1,160 @@
+"""The network and the energy: sizes, masks, independence, equations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import config, observations, policy
+
+from ebt_policy.config import PRESETS, PolicyConfig, StreamConfig
+from ebt_policy.energy.layers import Attention
+from ebt_policy.energy.model import EnergyModel, energy_and_gradient
+from ebt_policy.errors import UserError
+from ebt_policy.objectives.basin import basin
+from ebt_policy.objectives.equilibrium import equilibrium
+from ebt_policy.policies import EnergyPolicy, make_policy
+
+
+def prepared(form: Any) -> tuple[EnergyModel, Any]:
+    made = policy(form=form)
+    assert isinstance(made, EnergyPolicy)
+    raw = {k: torch.from_numpy(v) for k, v in observations(4).items()}
+    return made.energy, made.energy.remember(made.normalise_observation(raw))
+
+
+def test_paper_preset_has_the_published_size() -> None:
+    streams = {"a": StreamConfig((44,)), "b": StreamConfig((9,))}
+    made = make_policy(PolicyConfig("ebt", streams, 7, PRESETS["paper"].network))
+    assert isinstance(made, EnergyPolicy)
+    network = made.energy.network
+    encoder = sum(p.numel() for p in network.encoder.parameters()) / 1e6
+    transformer = sum(p.numel() for p in network.transformer.parameters()) / 1e6
+    assert encoder == pytest.approx(3.17, abs=0.02)
+    assert transformer == pytest.approx(5.41, abs=0.02)
+
+
+@pytest.mark.parametrize("form", ["residual", "scalar"])
+def test_energy_of_a_sample_depends_on_that_sample_alone(form: str) -> None:
+    energy, memory = prepared(form)
+    actions = torch.randn(4, 16, 2)
+    together = energy(actions, memory)
+    alone = energy(actions[2:3], [(k[2:3], v[2:3]) for k, v in memory])
+    assert torch.allclose(together[2:3], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["residual", "scalar"])
+def test_gradient_agrees_with_finite_differences(form: str) -> None:
+    energy, memory = prepared(form)
+    energy, memory = energy.double(), [(k.double(), v.double()) for k, v in memory]
+    # The head is float32 by design; compare with that precision.
+    actions = torch.randn(4, 16, 2, dtype=torch.float64)
+    direction = torch.randn_like(actions)
+    _, gradient = energy_and_gradient(energy.given(memory), actions, create_graph=False)
+    slope = (gradient * direction).sum((1, 2))
+    step = 1e-2
+    up, down = energy(actions + step * direction, memory), energy(
+        actions - step * direction, memory
+    )
+    assert torch.allclose((up - down).double() / (2 * step), slope, rtol=2e-3, atol=2e-3)
+
+
+def test_residual_energy_is_half_the_squared_distance_to_the_output() -> None:
+    energy, memory = prepared("residual")
+    actions = torch.randn(4, 16, 2)
+    output = energy.network(actions, memory)
+    assert torch.allclose(
+        energy(actions, memory), 0.5 * (actions - output).square().sum((1, 2)), atol=1e-5
+    )
+
+
+def test_action_t_sees_observation_s_only_if_t_is_not_before_s() -> None:
+    energy, _ = prepared("scalar")
+    transformer = energy.network.transformer
+    assert transformer.visible.tolist()[0] == [True, False]
+    assert all(row == [True, True] for row in transformer.visible.tolist()[1:])
+    # One block of cross-attention alone: a change of the second observation leaves action 0.
+    attention = transformer.blocks[0].cross_attention
+    assert isinstance(attention, Attention)
+    seen = torch.randn(1, 2, 16)
+    changed = seen.clone()
+    changed[:, 1] += 1
+    tokens = torch.randn(1, 16, 16)
+    one = attention(tokens, *attention.keys_values(seen), transformer.visible)
+    other = attention(tokens, *attention.keys_values(changed), transformer.visible)
+    assert torch.allclose(one[:, 0], other[:, 0], atol=1e-6)
+    assert not torch.allclose(one[:, 1], other[:, 1], atol=1e-3)
+
+
+def test_observation_is_encoded_once_however_many_descent_steps() -> None:
+    made = policy()
+    assert isinstance(made, EnergyPolicy)
+    counts = {"encoder": 0, "keys": 0}
+    network = made.energy.network
+    network.encoder.register_forward_hook(lambda *_: counts.update(encoder=counts["encoder"] + 1))
+    for block in network.transformer.blocks:
+        block.cross_attention.key_value.register_forward_hook(
+            lambda *_: counts.update(keys=counts["keys"] + 1)
+        )
+    made.with_sampling(config(descent=made.config.descent).descent.__class__(steps=7, starts=3))
+    made.predict_chunk(observations(2))
+    assert counts == {"encoder": 1, "keys": len(network.transformer.blocks)}
+
+
+def test_basin_is_zero_where_a_unit_step_lands_on_the_demonstration() -> None:
+    target = torch.randn(8, 16, 2)
+    errors = basin(lambda x: 0.5 * (x - target).square().sum((1, 2)), target, config().basin)
+    assert errors.abs().max() < 1e-10
+
+
+def test_basin_starts_the_stated_share_at_zero() -> None:
+    points = []
+    target = torch.full((8, 16, 2), 5.0)
+
+    def energy(x: torch.Tensor) -> torch.Tensor:
+        points.append(x.detach())
+        return (x - target).square().sum((1, 2))
+
+    basin(energy, target, config().basin)
+    assert [bool((p == 0).all()) for p in points[0]] == [True] * 4 + [False] * 4
+    assert (points[0][4:] - 5).abs().max() < 0.5 * 6  # noise of standard deviation up to 0.5
+
+
+def test_equilibrium_target_vanishes_at_the_data_and_points_to_the_noise() -> None:
+    """With a flat energy the errors are the squared targets: (e - a)^2 c^2."""
+    torch.manual_seed(0)
+    target = torch.zeros(4000, 1, 1)
+    errors = equilibrium(lambda x: (0 * x).sum((1, 2)), target, config().equilibrium)
+    # c is 4 for g < 0.8 and falls to 0 at 1: E[c^2] = 16 * (0.8 + 0.2 / 3); E[e^2] = 1.
+    assert errors.mean().item() == pytest.approx(16 * (0.8 + 0.2 / 3), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "form"),
+    [
+        ("basin", "residual"), ("basin", "scalar"), ("equilibrium", "residual"),
+        ("equilibrium", "scalar"), ("unrolled", "scalar"),
+    ],
+)  # fmt: skip
+def test_every_objective_learns_one_chunk(objective: Any, form: Any) -> None:
+    from ebt_policy.policies import Batch
+
+    made = policy(objective=objective, form=form)
+    seen = {k: torch.from_numpy(v) for k, v in observations(16).items()}
+    chunk = 80 * torch.sin(torch.arange(32.0)).reshape(1, 16, 2).expand(16, 16, 2)
+    batch = Batch(seen, chunk, torch.ones(16, 16, dtype=torch.bool))
+    optimizer = torch.optim.AdamW(made.parameters(), 3e-3)
+    losses = []
+    for _ in range(120):
+        loss = made(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+def test_unrolled_refuses_the_form_under_which_it_diverges() -> None:
+    with pytest.raises(UserError, match="form=scalar"):
+        config(objective="unrolled", form="residual")
