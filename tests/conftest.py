@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from ebt_policy.config import DESCENT_DEFAULTS, FORM_DEFAULTS, NetworkConfig, PolicyConfig, StreamConfig
+from ebt_policy.config import (
+    DESCENT_DEFAULTS,
+    FORM_DEFAULTS,
+    NetworkConfig,
+    PolicyConfig,
+    StreamConfig,
+)
 from ebt_policy.demonstrations.robomimic import Episode, write_robomimic
 from ebt_policy.policies import Policy, make_policy
 
@@ -71,7 +77,10 @@ def episodes(lengths: list[int], seed: int = 0) -> list[Episode]:
         made.append(
             Episode(
                 {"state": np.array(states, np.float32)},
-                np.array(actions, np.float32), np.zeros(length), True, len(made),
+                np.array(actions, np.float32),
+                np.zeros(length),
+                True,
+                len(made),
             )  # fmt: skip
         )
     return made

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import config, generators, observations, policy
 from torch import Tensor
 
+from conftest import config, generators, observations, policy
 from ebt_policy.config import DescentConfig
 from ebt_policy.descent import best_of, descend
 from ebt_policy.errors import UserError
@@ -156,8 +156,10 @@ def test_unrolled_keeps_the_graph_of_the_last_step_only() -> None:
     errors.mean().backward()
     assert weight.grad is not None
     assert weight.grad.abs() > 0
-    assert settings.unrolled.min_steps <= len(graphs) < (
-        settings.unrolled.min_steps + settings.unrolled.extra_steps
+    assert (
+        settings.unrolled.min_steps
+        <= len(graphs)
+        < (settings.unrolled.min_steps + settings.unrolled.extra_steps)
     )
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import config, observations, policy
 
+from conftest import config, observations, policy
 from ebt_policy.config import PRESETS, PolicyConfig, StreamConfig
 from ebt_policy.energy.layers import Attention
 from ebt_policy.energy.model import EnergyModel, energy_and_gradient
@@ -54,8 +54,9 @@ def test_gradient_agrees_with_finite_differences(form: str) -> None:
     _, gradient = energy_and_gradient(energy.given(memory), actions, create_graph=False)
     slope = (gradient * direction).sum((1, 2))
     step = 1e-2
-    up, down = energy(actions + step * direction, memory), energy(
-        actions - step * direction, memory
+    up, down = (
+        energy(actions + step * direction, memory),
+        energy(actions - step * direction, memory),
     )
     assert torch.allclose((up - down).double() / (2 * step), slope, rtol=2e-3, atol=2e-3)
 

@@ -275,7 +275,6 @@ class TrainingConfig:
     validation_share: float = 0.05
     validation_windows: int = 256
     checkpoint_seconds: float = 60.0
-    checkpoint_steps: int | None = None
     bf16: bool = False
     threads: int = 1
     seed: int = 0

@@ -109,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--bf16", action="store_true", help="mixed precision")
     train.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[],
-        help="any other setting of the policy, e.g. basin.noise=0.3 or form=scalar",
+        help="any other setting, e.g. basin.noise=0.3, form=scalar, training.weight_decay=1e-4",
     )  # fmt: skip
 
     evaluation = _command(
@@ -236,7 +236,7 @@ def _train(options: argparse.Namespace) -> None:
             form=settings.FORM_DEFAULTS[objective],
             descent=settings.DESCENT_DEFAULTS[objective],
         ),
-        options.set,
+        [text for text in options.set if not text.startswith("training.")],
     )
     training_config = TrainingConfig(
         data=demonstrations.path.name,
@@ -247,6 +247,10 @@ def _train(options: argparse.Namespace) -> None:
         bf16=options.bf16,
         threads=options.threads,
         seed=options.seed,
+    )
+    training_config = settings.override(
+        training_config,
+        [t.removeprefix("training.") for t in options.set if t.startswith("training.")],
     )
     print(
         f"{demonstrations.path.name}: {demonstrations.episodes} episodes, "

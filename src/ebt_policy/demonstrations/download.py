@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def _download(url: str, target: Path, timeout: float, attempts: int) -> None:
     )
 
 
-def _receive(response: object, target: Path, have: int, total: int | None) -> int:
+def _receive(response: HTTPResponse, target: Path, have: int, total: int | None) -> int:
     """Append a response's body to ``target``, from byte ``have`` on; return its new size."""
     mode = "r+b" if have else "wb"
     with (
@@ -154,7 +155,7 @@ def _receive(response: object, target: Path, have: int, total: int | None) -> in
         tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=target.stem) as bar,
     ):
         file.seek(have)
-        while block := response.read(_BLOCK):  # type: ignore[attr-defined]
+        while block := response.read1(_BLOCK):  # what has come, even if the rest stalls
             file.write(block)
             have += len(block)
             bar.update(len(block))

@@ -106,11 +106,14 @@ class Policy(nn.Module):
         self.action_normaliser.fit(np.asarray(actions, np.float32), f"{source}: actions")
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
-        """Training loss: the objective's squared errors, averaged over the valid actions."""
+        """Training loss: mean of the objective's squared errors, 0 where an action is padding.
+
+        The divisor is the batch's size, not its number of valid actions, so that the gradient
+        of a batch is the mean of its parts' gradients however it is shared out.
+        """
         observation = self.normalise_observation(batch.observations)
         errors = self.errors(observation, self.action_normaliser.normalise(batch.actions))
-        weights = batch.valid[..., None].to(errors.dtype).expand_as(errors)
-        return (errors * weights).sum() / weights.sum()
+        return (errors * batch.valid[..., None]).mean()
 
     def normalise_observation(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raw streams (b, To, *shape) to normalised features (b, To, features)."""

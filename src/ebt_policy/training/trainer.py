@@ -189,7 +189,7 @@ class _Trainer:
             replace_file(self.run / TRAINING_FILE, to_json(self.config).encode())
             save_policy(self.ema, self.run)
             self._open_logs()
-        saved_at, saved_step = time.perf_counter(), self.step
+        saved_at = time.perf_counter()
         validated = math.floor(self._progress() * _VALIDATIONS)
         began, began_step = self.seconds, self.step
         with tqdm(
@@ -215,14 +215,10 @@ class _Trainer:
                 if math.floor(self._progress() * _VALIDATIONS) > validated:
                     validated = math.floor(self._progress() * _VALIDATIONS)
                     self._validate()
-                due = (
-                    self.step - saved_step >= self.config.checkpoint_steps
-                    if self.config.checkpoint_steps is not None
-                    else time.perf_counter() - saved_at >= self.config.checkpoint_seconds
-                )
+                due = time.perf_counter() - saved_at >= self.config.checkpoint_seconds
                 if self._agreed(due):
                     self._checkpoint()
-                    saved_at, saved_step = time.perf_counter(), self.step
+                    saved_at = time.perf_counter()
         self._checkpoint()
         if main:
             self._finish()

@@ -1,0 +1,242 @@
+"""Policies: one interface, saved and loaded exactly, strict about what they are given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import NETWORK, config, generators, observations, policy
+from ebt_policy import Batch, UserError, load_policy, save_policy
+from ebt_policy.config import DiffusionConfig, PolicyConfig, from_json, override, to_json
+
+ALL: list[Any] = ["ebt", "diffusion", "mip", "regression"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_save_and_load_give_bit_identical_actions(tmp_path: Path, name: Any) -> None:
+    made = policy(policy=name)
+    save_policy(made, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert json.loads((tmp_path / "config.json").read_text())["policy"] == name
+    seen = observations(3)
+    before = made.predict_chunk(seen, generators(3)).plan
+    assert (load_policy(tmp_path).predict_chunk(seen, generators(3)).plan == before).all()
+    with torch.inference_mode():  # a policy that is loaded inside can still descend
+        loaded = load_policy(tmp_path)
+    assert (loaded.predict_chunk(seen, generators(3)).plan == before).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_alone_or_in_a_batch_gives_the_same_actions(name: Any) -> None:
+    made = policy(policy=name)
+    seen = observations(4)
+    together = made.predict_chunk(seen, generators(4)).plan
+    alone = made.predict_chunk({k: v[2:3] for k, v in seen.items()}, [generators(4)[2]]).plan
+    assert abs(alone[0] - together[2]).max() / 250 < 1e-5
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_policy_learns_a_chunk_and_predicts_it(name: Any) -> None:
+    made = policy(policy=name)
+    seen = observations(16)
+    target = 80 * torch.sin(torch.arange(32.0)).reshape(1, 16, 2).expand(16, 16, 2)
+    batch = Batch(
+        {k: torch.from_numpy(v) for k, v in seen.items()},
+        target, torch.ones(16, 16, dtype=torch.bool),
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(made.parameters(), 5e-3)
+
+    def error() -> float:
+        plan = made.predict_chunk(seen, generators(16)).plan
+        return float(np.sqrt(np.mean((plan - target.numpy()) ** 2)))
+
+    before = error()
+    for _ in range(200):
+        optimizer.zero_grad()
+        made(batch).backward()
+        optimizer.step()
+    assert error() < 0.4 * before
+
+
+def test_masked_actions_do_not_count_in_the_loss() -> None:
+    made = policy(policy="regression")
+    seen = {k: torch.from_numpy(v) for k, v in observations(4).items()}
+    actions, valid = torch.zeros(4, 16, 2), torch.ones(4, 16, dtype=torch.bool)
+    valid[:, 10:] = False
+    changed = actions.clone()
+    changed[:, 10:] = 1e3
+    assert made(Batch(seen, actions, valid)) == made(Batch(seen, changed, valid))
+
+
+def test_policies_share_network_and_size() -> None:
+    sizes = {name: sum(p.numel() for p in policy(policy=name).parameters()) for name in ALL}
+    levels = 2 * (NETWORK.width * NETWORK.width + NETWORK.width)
+    assert sizes["ebt"] == sizes["regression"]
+    assert sizes["diffusion"] == sizes["mip"] == sizes["ebt"] + levels
+
+
+def test_select_action_follows_the_time_line() -> None:
+    made = policy(policy="ebt")
+    calls = []
+    original = made.predict_chunk
+
+    def recorded(seen: Any, *others: Any) -> Any:
+        calls.append(seen["state"][0, :, 0].tolist())
+        return original(seen, *others)
+
+    made.predict_chunk = recorded  # type: ignore[method-assign]
+    one = observations(1)
+    actions = []
+    for step in range(17):
+        state = one["state"][0, 0].copy()
+        state[0] = step
+        actions.append(made.select_action({"state": state, "extra": one["extra"][0, 0]}))
+    assert calls == [[0, 0], [7, 8], [15, 16]]
+    first = original(
+        {
+            "state": np.repeat(np.r_[0, one["state"][0, 0, 1:]][None, None], 2, 1),
+            "extra": one["extra"][:, :1].repeat(2, 1),
+        }
+    )
+    assert np.allclose(actions[:8], first.actions[0], atol=1e-3)
+    made.reset()
+    made.select_action({"state": state, "extra": one["extra"][0, 0]})
+    assert calls[-1] == [16, 16]
+
+
+def test_samplers_of_the_diffusion_policy() -> None:
+    made = policy(policy="diffusion")
+    seen = observations(2)
+    steps = {}
+    for sampler, count in (("ddpm", 100), ("ddim", 10), ("ddim", 2)):
+        settings = DiffusionConfig(sampler=sampler, ddim_steps=count)
+        prediction = made.with_sampling(diffusion=settings).predict_chunk(seen, generators(2))
+        steps[sampler, count] = prediction.evaluations.tolist()
+        again = made.predict_chunk(seen, generators(2))
+        assert (again.plan == prediction.plan).all()  # the generators are all of its randomness
+    assert steps == {("ddpm", 100): [100] * 2, ("ddim", 10): [10] * 2, ("ddim", 2): [2] * 2}
+
+
+def test_actions_stay_in_the_demonstrated_range_and_constants_are_kept() -> None:
+    torch.manual_seed(0)
+    made = policy(policy="regression")
+    values = np.random.default_rng(0).uniform(-2, 3, (50, 2)).astype(np.float32)
+    values[:, 1] = 0.25
+    made.action_normaliser.fit(values, "test")
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(10)
+    plan = made.predict_chunk(observations(5)).plan
+    assert plan[..., 0].min() >= values[:, 0].min() - 1e-5
+    assert plan[..., 0].max() <= values[:, 0].max() + 1e-5
+    assert np.allclose(plan[..., 1], 0.25)
+
+
+def wrong(change: str) -> dict[str, np.ndarray]:
+    seen = observations(2)
+    if change == "missing":
+        del seen["extra"]
+    elif change == "shape":
+        seen["state"] = seen["state"][..., :4]
+    elif change == "window":
+        seen["state"] = seen["state"][:, :1]
+    elif change == "nan":
+        seen["state"][1, 0, 2] = np.nan
+    else:
+        seen["state"] = seen["state"][:1]
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", r"no stream 'extra' \(it has state\)"),
+        ("shape", r"'state' has shape \(2, 2, 4\), expected \('batch', 2, 5\)"),
+        ("window", r"'state' has shape \(2, 1, 5\), expected"),
+        ("nan", "'state' holds nan"),
+        ("batch", r"differ in batch size \(extra: 2, state: 1\)"),
+    ],
+)
+def test_bad_observations_are_named(change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        policy().predict_chunk(wrong(change))
+
+
+def test_loading_is_strict(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json: no such file"):
+        load_policy(tmp_path)
+    save_policy(policy(), tmp_path)
+    weights, text = tmp_path / "model.safetensors", (tmp_path / "config.json").read_text()
+    tensors = load_file(weights)
+
+    other = replace(config(), network=replace(NETWORK, width=32))
+    (tmp_path / "config.json").write_text(to_json(other))
+    with pytest.raises(UserError, match="the weights are of another architecture"):
+        load_policy(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+
+    name = next(iter(tensors))
+    save_file({k: v for k, v in tensors.items() if k != name}, weights)
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        load_policy(tmp_path)
+    save_file(tensors | {"surplus": torch.zeros(2)}, weights)
+    with pytest.raises(UserError, match="surplus"):
+        load_policy(tmp_path)
+    save_file(tensors, weights)
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(UserError, match="damaged"):
+        load_policy(tmp_path)
+
+
+def test_configuration_round_trip_and_overrides() -> None:
+    made = config(policy="diffusion")
+    assert from_json(PolicyConfig, to_json(made), "here") == made
+    changed = override(
+        made, ["descent.steps=5", "form=scalar", "basin.noise=1", "descent.max_ms=3"]
+    )
+    assert (changed.descent.steps, changed.form) == (5, "scalar")
+    assert (changed.basin.noise, changed.descent.max_ms) == (1.0, 3.0)
+    assert override(changed, ["descent.max_ms=null"]).descent.max_ms is None
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("descent.step=3", "no setting 'step'; there are max_ms"),
+        ("descent.steps", "write it as name=value"),
+        ("descent.steps=two", "'two' is not of type int"),
+        ("descent.steps=true", "True is not of type int"),
+        ("form=cubic", "'cubic' is not one of residual, scalar"),
+        ("descent.steps=0", "at least one descent step"),
+        ("action_dim.x=0", "has no settings below it"),
+        ("windows.action_steps=16", "exceeds horizon = 16"),
+    ],
+)
+def test_wrong_settings_are_named(assignment: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        override(config(), [assignment])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(surplus=1), "unknown setting 'surplus'"),
+        (lambda c: c.pop("action_dim"), "setting 'action_dim' is missing"),
+        (lambda c: c["windows"].update(horizon="16"), "horizon: '16' is not of type int"),
+        (lambda c: c.update(streams={}), "streams is empty"),
+    ],
+)
+def test_damaged_configuration_is_named(change: Any, message: str) -> None:
+    content = json.loads(to_json(config()))
+    change(content)
+    with pytest.raises(UserError, match=message):
+        from_json(PolicyConfig, json.dumps(content), "run/config.json")
+    with pytest.raises(UserError, match=r"run/config\.json: not valid JSON"):
+        from_json(PolicyConfig, "{", "run/config.json")

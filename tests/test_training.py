@@ -1,0 +1,272 @@
+"""Training: exact resume after a kill, budgets, and every way in which a run can go wrong."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import NETWORK, episodes
+from ebt_policy import load_policy
+from ebt_policy.config import PolicyConfig, StreamConfig, TrainingConfig
+from ebt_policy.demonstrations import open_demonstrations
+from ebt_policy.demonstrations.robomimic import write_robomimic
+from ebt_policy.errors import UserError
+from ebt_policy.policies import Policy
+from ebt_policy.training.checkpoint import checkpoint_folders
+from ebt_policy.training.files import read_metrics, read_summary
+from ebt_policy.training.trainer import train
+
+POLICY = PolicyConfig("ebt", {"state": StreamConfig((3,))}, 2, NETWORK)
+STEPS = TrainingConfig(data="demos.hdf5", steps=60, batch_size=8, warmup_steps=5)
+
+CHILD = """
+import sys
+from pathlib import Path
+from ebt_policy.config import PolicyConfig, TrainingConfig, from_json
+from ebt_policy.demonstrations import open_demonstrations
+from ebt_policy.training.trainer import train
+
+data, run, policy, training = sys.argv[1:]
+train(
+    open_demonstrations(data), from_json(PolicyConfig, policy, "policy"),
+    from_json(TrainingConfig, training, "training"), Path(run), resume=True,
+)
+"""
+
+
+def run_training(data: Path, run: Path, config: TrainingConfig = STEPS, **options: Any) -> Policy:
+    policy = options.pop("policy", POLICY)
+    return train(open_demonstrations(data), policy, config, run, **options)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_resume_after_kill_is_bit_identical(tmp_path: Path, hdf5: Path, dropout: float) -> None:
+    from ebt_policy.config import to_json
+
+    policy = replace(POLICY, network=replace(NETWORK, attention_dropout=dropout))
+    config = replace(STEPS, steps=400, checkpoint_seconds=0.2)
+    run_training(hdf5, tmp_path / "whole", config, policy=policy)
+    killed = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-c",
+        CHILD,
+        str(hdf5),
+        str(killed),
+        to_json(policy),
+        to_json(config),
+    ]
+    kills = 0
+    for _ in range(2):
+        child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        before = checkpoint_folders(killed)
+        while checkpoint_folders(killed) == before and child.poll() is None:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.4))
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            kills += 1
+        child.wait()
+    assert kills >= 1
+    at = int(checkpoint_folders(killed)[-1].name)
+    assert 0 < at < 400
+    run_training(hdf5, killed, config, policy=policy, resume=True)
+    for part in ("model.safetensors", "checkpoints/000000400/state.safetensors"):
+        whole, resumed = load_file(tmp_path / "whole" / part), load_file(killed / part)
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole), part
+    steps = [record["step"] for record in read_metrics(killed) if "loss" in record]
+    assert steps == [
+        record["step"] for record in read_metrics(tmp_path / "whole") if "loss" in record
+    ]
+
+
+def test_a_run_leaves_what_a_user_needs(tmp_path: Path, hdf5: Path) -> None:
+    run = tmp_path / "run"
+    made = run_training(hdf5, run)
+    assert {p.name for p in run.iterdir()} == {
+        "checkpoints", "config.json", "metrics.jsonl", "model.safetensors", "summary.json",
+        "tensorboard", "training.json",
+    }  # fmt: skip
+    assert list((run / "tensorboard").iterdir())
+    assert [int(p.name) for p in checkpoint_folders(run)] == [60]
+    summary = read_summary(run)
+    assert summary is not None
+    assert (summary["steps"], summary["samples"]) == (60, 480)
+    assert summary["data"]["episodes"] == 4
+    validations = [r for r in read_metrics(run) if "validation_action_mse" in r]
+    assert len(validations) == 10
+    assert validations[-1]["validation_action_mse"] < validations[0]["validation_action_mse"]
+    seen = {"state": np.zeros((1, 2, 3), np.float32)}
+    assert (load_policy(run).predict_chunk(seen).plan == made.predict_chunk(seen).plan).all()
+    assert not list(run.rglob("*.pkl"))
+    assert not list(run.rglob("*.pt"))
+
+
+def test_saved_weights_are_the_moving_average(tmp_path: Path, hdf5: Path) -> None:
+    run_training(hdf5, tmp_path / "run")
+    state = load_file(checkpoint_folders(tmp_path / "run")[-1] / "state.safetensors")
+    saved = load_file(tmp_path / "run/model.safetensors")
+    assert all(torch.equal(saved[name], state[f"ema.{name}"]) for name in saved)
+    assert any(not torch.equal(saved[name], state[f"raw.{name}"]) for name in saved)
+
+
+def test_budget_is_kept_over_a_resume(tmp_path: Path, hdf5: Path) -> None:
+    run = tmp_path / "run"
+    config = replace(STEPS, steps=None, budget_seconds=4.0, checkpoint_seconds=0.1)
+    began = time.process_time()
+    run_training(hdf5, run, config)
+    assert time.process_time() - began < 20
+    summary = read_summary(run)
+    assert summary is not None
+    assert summary["seconds"] == pytest.approx(4.0, abs=0.5)
+    records = [r for r in read_metrics(run) if "learning_rate" in r]
+    assert len(records) > 1
+    for record in records:  # the schedule follows the budget, not a number of steps
+        expected = 0.5 * config.learning_rate * (1 + math.cos(math.pi * record["seconds"] / 4))
+        assert record["learning_rate"] == pytest.approx(expected, abs=2e-5)
+    steps = summary["steps"]
+    run_training(hdf5, run, config, resume=True)  # nothing is left to do
+    again = read_summary(run)
+    assert again is not None
+    assert again["steps"] == steps
+
+
+def test_existing_run_is_not_overwritten_and_settings_do_not_change(
+    tmp_path: Path, hdf5: Path
+) -> None:
+    run = tmp_path / "run"
+    run_training(hdf5, run)
+    with pytest.raises(UserError, match="holds a run already"):
+        run_training(hdf5, run)
+    with pytest.raises(UserError, match="batch_size is 16 now, but 8 in"):
+        run_training(hdf5, run, replace(STEPS, batch_size=16), resume=True)
+    with pytest.raises(UserError, match="form is 'scalar' now, but 'residual' in"):
+        run_training(hdf5, run, policy=replace(POLICY, form="scalar"), resume=True)
+    other = tmp_path / "other.hdf5"
+    write_robomimic(other, episodes([20, 25, 30, 15], seed=1), "toy", {})
+    with pytest.raises(UserError, match="was trained on other data"):
+        run_training(other, run, resume=True)
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, hdf5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    forward, calls = Policy.forward, 0
+
+    def failing(self: Policy, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        loss = forward(self, batch)
+        return loss * float("nan") if calls == 31 else loss
+
+    monkeypatch.setattr(Policy, "forward", failing)
+    with pytest.raises(UserError, match=r"the loss is nan .* at step 31; the last good checkpoint"):
+        run_training(hdf5, run, replace(STEPS, checkpoint_seconds=0.0))
+    assert int(checkpoint_folders(run)[-1].name) == 30
+    state = load_file(checkpoint_folders(run)[-1] / "state.safetensors")
+    assert all(torch.isfinite(t).all() for t in state.values() if t.is_floating_point())
+
+
+def test_full_disk_during_a_checkpoint_loses_nothing(tmp_path: Path, hdf5: Path) -> None:
+    """The system itself refuses to write beyond a limit, as a full disk does."""
+    run = tmp_path / "run"
+    run_training(hdf5, run, replace(STEPS, checkpoint_seconds=0.0))
+    kept = checkpoint_folders(run)
+    good = {p.name: p.read_bytes() for p in kept[-1].iterdir()}
+    from ebt_policy.training.checkpoint import Progress, write_checkpoint
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot be written \(.*the last good checkpoint is"):
+            write_checkpoint(run, Progress(61, 1.0, "x"), {"big": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert checkpoint_folders(run) == kept
+    assert {p.name: p.read_bytes() for p in kept[-1].iterdir()} == good
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_checkpoint_of_another_architecture(tmp_path: Path, hdf5: Path) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    run_training(hdf5, small)
+    run_training(hdf5, large, policy=replace(POLICY, network=replace(NETWORK, width=32)))
+    target = checkpoint_folders(small)[-1]
+    source = checkpoint_folders(large)[-1] / "state.safetensors"
+    (target / "state.safetensors").write_bytes(source.read_bytes())
+    with pytest.raises(UserError, match="of another architecture"):
+        run_training(hdf5, small, resume=True)
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path, hdf5: Path) -> None:
+    run_training(hdf5, tmp_path / "run")
+    state = checkpoint_folders(tmp_path / "run")[-1] / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(UserError, match="the checkpoint is damaged"):
+        run_training(hdf5, tmp_path / "run", resume=True)
+
+
+def test_unwritable_run_folder(tmp_path: Path, hdf5: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        run_training(hdf5, tmp_path / "file/run")
+
+
+def test_one_step_episodes_and_a_constant_action_train(tmp_path: Path) -> None:
+    made = episodes([1, 1, 1, 6])
+    for episode in made:
+        episode.actions[:, 1] = 0.5
+    path = tmp_path / "odd.hdf5"
+    write_robomimic(path, made, "toy", {})
+    policy = run_training(path, tmp_path / "run", replace(STEPS, steps=20))
+    plan = policy.predict_chunk({"state": np.zeros((1, 2, 3), np.float32)}).plan
+    assert np.isfinite(plan).all()
+    assert np.allclose(plan[..., 1], 0.5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_the_same_global_batch(tmp_path: Path, hdf5: Path) -> None:
+    """Regression has no noise, so two processes must give one process's curve."""
+    from ebt_policy.config import to_json
+
+    policy = replace(POLICY, policy="regression")
+    config = replace(STEPS, steps=50)
+    run_training(hdf5, tmp_path / "one", config, policy=policy)
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29519",
+         str(script), str(hdf5), str(tmp_path / "two"), to_json(policy), to_json(config)],
+        check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    one, two = (load_file(tmp_path / run / "model.safetensors") for run in ("one", "two"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+
+
+def test_settings_that_make_no_sense() -> None:
+    for changes, message in [
+        ({"steps": None}, "exactly one of --steps and --budget"),
+        ({"budget_seconds": 3.0}, "exactly one of"),
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"validation_share": 1.0}, "validation_share"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            replace(STEPS, **changes)  # type: ignore[arg-type]
