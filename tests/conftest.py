@@ -65,7 +65,7 @@ def generators(batch: int) -> list[torch.Generator]:
 def episodes(lengths: list[int], seed: int = 0) -> list[Episode]:
     """Episodes of a point that moves to the origin; actions are its velocity."""
     random = np.random.default_rng(seed)
-    made = []
+    made: list[Episode] = []
     for length in lengths:
         position = random.uniform(-1, 1, 2)
         states, actions = [], []
@@ -81,7 +81,7 @@ def episodes(lengths: list[int], seed: int = 0) -> list[Episode]:
                 np.zeros(length),
                 True,
                 len(made),
-            )  # fmt: skip
+            )
         )
     return made
 
@@ -100,12 +100,12 @@ def zarr_folder(tmp_path: Path) -> Path:
     return write_zarr(tmp_path / "buffer.zarr")
 
 
-def write_zarr(path: Path, change: Callable[[dict[str, np.ndarray]], None] | None = None) -> Path:
+def write_zarr(path: Path, change: Callable[[dict[str, Any]], None] | None = None) -> Path:
     """A replay buffer in zarr 2, with an image key."""
     import zarr
 
     random = np.random.default_rng(0)
-    arrays = {
+    arrays: dict[str, Any] = {
         "action": random.uniform(-1, 1, (40, 2)).astype(np.float32),
         "state": random.normal(size=(40, 3)).astype(np.float32),
         "img": random.integers(0, 255, (40, 8, 8, 3)).astype(np.uint8),

@@ -116,7 +116,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     hashes = {"action": array_sha256(action), "episode_ends": array_sha256(ends)}
     published = Published("unused", "pusht_cchi_v7_replay.zarr", hashes)
     monkeypatch.setitem(PUBLISHED, "pusht", published)
-    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     return buffer.getvalue()
 
 
@@ -161,7 +161,7 @@ def test_partial_download_is_continued_by_the_next_command(tmp_path: Path, archi
 
 @pytest.mark.parametrize("lie", [too_long, too_short])
 def test_wrong_length_is_noticed(tmp_path: Path, archive: bytes, lie: Behaviour) -> None:
-    with server(archive, lie) as url, pytest.raises(UserError, match="bytes|not a complete zip"):
+    with server(archive, lie) as url, pytest.raises(UserError, match=r"bytes|not a complete zip"):
         fetch("pusht", tmp_path, url, timeout=0.5, attempts=3)
     assert not (tmp_path / "pusht_cchi_v7_replay.zarr").exists()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import config, observations, policy
-from ebt_policy.config import PRESETS, PolicyConfig, StreamConfig
+from ebt_policy.config import PRESETS, DescentConfig, PolicyConfig, StreamConfig
 from ebt_policy.energy.layers import Attention
 from ebt_policy.energy.model import EnergyModel, energy_and_gradient
 from ebt_policy.errors import UserError
@@ -94,13 +94,14 @@ def test_observation_is_encoded_once_however_many_descent_steps() -> None:
     counts = {"encoder": 0, "keys": 0}
     network = made.energy.network
     network.encoder.register_forward_hook(lambda *_: counts.update(encoder=counts["encoder"] + 1))
-    for block in network.transformer.blocks:
+    blocks: Any = network.transformer.blocks
+    for block in blocks:
         block.cross_attention.key_value.register_forward_hook(
             lambda *_: counts.update(keys=counts["keys"] + 1)
         )
-    made.with_sampling(config(descent=made.config.descent).descent.__class__(steps=7, starts=3))
+    made.with_sampling(DescentConfig(steps=7, starts=3))
     made.predict_chunk(observations(2))
-    assert counts == {"encoder": 1, "keys": len(network.transformer.blocks)}
+    assert counts == {"encoder": 1, "keys": len(blocks)}
 
 
 def test_basin_is_zero_where_a_unit_step_lands_on_the_demonstration() -> None:

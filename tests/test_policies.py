@@ -91,7 +91,7 @@ def test_select_action_follows_the_time_line() -> None:
         calls.append(seen["state"][0, :, 0].tolist())
         return original(seen, *others)
 
-    made.predict_chunk = recorded  # type: ignore[method-assign]
+    made.predict_chunk = recorded  # type: ignore[method-assign, assignment]
     one = observations(1)
     actions = []
     for step in range(17):
@@ -115,7 +115,8 @@ def test_samplers_of_the_diffusion_policy() -> None:
     made = policy(policy="diffusion")
     seen = observations(2)
     steps = {}
-    for sampler, count in (("ddpm", 100), ("ddim", 10), ("ddim", 2)):
+    choices: list[Any] = [("ddpm", 100), ("ddim", 10), ("ddim", 2)]
+    for sampler, count in choices:
         settings = DiffusionConfig(sampler=sampler, ddim_steps=count)
         prediction = made.with_sampling(diffusion=settings).predict_chunk(seen, generators(2))
         steps[sampler, count] = prediction.evaluations.tolist()

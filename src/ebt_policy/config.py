@@ -266,7 +266,7 @@ class TrainingConfig:
     data: str
     steps: int | None = None
     budget_seconds: float | None = None
-    batch_size: int = 128
+    batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 1e-6
     warmup_steps: int = 100

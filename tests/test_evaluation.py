@@ -1,0 +1,134 @@
+"""Evaluation: the same result for any number of workers, and honest intervals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import NETWORK
+from ebt_policy.config import DescentConfig, PolicyConfig, StreamConfig, TrainingConfig
+from ebt_policy.demonstrations import open_demonstrations
+from ebt_policy.demonstrations.robomimic import write_robomimic
+from ebt_policy.errors import UserError
+from ebt_policy.evaluation.results import read_results, store_result
+from ebt_policy.evaluation.rollout import Rollout, evaluate
+from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
+from ebt_policy.report.html import write_report
+from ebt_policy.training.trainer import train
+
+TASK = "gym:toy_gym:PointReach-v0"
+MEASURED = {"latency_ms", "evaluation_seconds", "workers"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An energy policy and a diffusion policy that reach the origin."""
+    from conftest import episodes
+
+    folder = tmp_path_factory.mktemp("runs")
+    write_robomimic(folder / "demos.hdf5", episodes([25] * 40), "toy", {"control_freq": 10})
+    made = {}
+    names: list[Any] = ["ebt", "diffusion"]
+    for name in names:
+        made[name] = folder / name
+        config = PolicyConfig(name, {"state": StreamConfig((3,))}, 2, NETWORK)
+        steps = TrainingConfig("demos", steps=300, batch_size=32, learning_rate=5e-3)
+        train(open_demonstrations(folder / "demos.hdf5"), config, steps, made[name])
+    return made
+
+
+def without_timing(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key not in MEASURED}
+
+
+def test_result_does_not_depend_on_the_number_of_workers(runs: dict[str, Path]) -> None:
+    noisy = DescentConfig(steps=3, starts=3, start="noise", noise=0.05)
+    rollout = Rollout(str(runs["ebt"]), TASK, noisy)
+    one = evaluate(rollout, 23, 500, workers=1, progress=False)
+    two = evaluate(rollout, 23, 500, workers=2, progress=False)
+    assert without_timing(one) == without_timing(two)
+    assert [record["seed"] for record in one["records"]] == list(range(500, 523))
+
+
+def test_result_has_the_fields_that_others_rely_on(runs: dict[str, Path], tmp_path: Path) -> None:
+    result = evaluate(Rollout(str(runs["ebt"]), TASK), 12, 500, progress=False)
+    store_result(result, runs["ebt"], tmp_path / "copy.json")
+    stored = json.loads((tmp_path / "copy.json").read_text())
+    assert read_results(runs["ebt"])[0] == stored
+    assert stored["success_rate"] >= 0.9
+    assert stored["success_ci95"] == pytest.approx(
+        wilson(round(12 * stored["success_rate"]), 12), abs=1e-9
+    )
+    expected = {
+        "task": TASK, "policy": "ebt", "episodes": 12, "starts": 1, "sampler": "descent",
+        "descent_steps_mean": 2.0, "seeds": list(range(500, 512)),
+    }  # fmt: skip
+    assert {key: stored[key] for key in expected} == expected
+    assert stored["latency_ms"]["p50"] <= stored["latency_ms"]["p95"]
+    assert stored["training"]["samples"] == 300 * 32
+    for record in stored["records"]:
+        assert set(record) == {"seed", "success", "score", "steps", "descent_steps", "energy"}
+        assert record["score"] == float(record["success"])
+        assert len(record["descent_steps"]) == len(record["energy"])
+    for key in ("commit", "hardware", "date", "torch"):
+        assert stored[key]
+
+
+def test_every_episode_has_its_own_randomness(runs: dict[str, Path]) -> None:
+    """An episode's record does not change with the seeds evaluated beside it."""
+    noisy = DescentConfig(steps=2, start="noise", noise=0.05)
+    rollout = Rollout(str(runs["ebt"]), TASK, noisy)
+    many = evaluate(rollout, 8, 500, progress=False)["records"][7]
+    alone = evaluate(rollout, 1, 507, progress=False)["records"][0]
+    assert (many["seed"], many["success"], many["steps"]) == (507, alone["success"], alone["steps"])
+    assert many["energy"] == pytest.approx(alone["energy"], abs=1e-4)
+
+
+def test_video_and_report(runs: dict[str, Path], tmp_path: Path) -> None:
+    for name, run in runs.items():
+        video = run / "results/rollout.mp4"
+        result = evaluate(
+            Rollout(str(run), TASK, video=str(video), film_seed=500), 10, 500, progress=False
+        )
+        store_result(result, run, None)
+        assert video.read_bytes()[4:8] == b"ftyp", name
+    out = tmp_path / "report.html"
+    write_report(list(runs.values()), out, note="short & sweet")
+    page = out.read_text()
+    assert "short &amp; sweet" in page
+    assert page.count("<video") == 2
+    assert page.count("<img") == 5  # success, learning, and three of the energy
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched: self-contained
+    with pytest.raises(UserError, match="has no results"):
+        write_report([tmp_path], out)
+
+
+def test_a_policy_that_does_not_fit_the_task_is_refused(runs: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match="its actions have 4 dimensions, the policy was trained on"):
+        evaluate(Rollout(str(runs["ebt"]), "metaworld/reach"), 1, 0, progress=False)
+    for episodes, workers in ((0, 1), (1, 0)):
+        with pytest.raises(UserError, match="at least one is needed"):
+            evaluate(Rollout(str(runs["ebt"]), TASK), episodes, 0, workers, progress=False)
+
+
+def test_missing_stream_is_named_by_the_task_that_lacks_it(runs: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"'state' has shape"):
+        evaluate(Rollout(str(runs["ebt"]), "pusht"), 1, 0, progress=False)
+
+
+def test_wilson_interval_against_known_values() -> None:
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    with pytest.raises(ValueError, match="3 successes of 2"):
+        wilson(3, 2)
+
+
+def test_bootstrap_interval_is_reproducible_and_covers_the_mean() -> None:
+    low, high = bootstrap_mean([0.0, 0.5, 1.0] * 20)
+    assert low < 0.5 < high
+    assert (low, high) == bootstrap_mean([0.0, 0.5, 1.0] * 20)
+    assert high - low == pytest.approx(2 * 1.96 * 0.408 / 60**0.5, rel=0.1)

@@ -1,0 +1,91 @@
+"""Tasks: seeded starts, true frames, experts, and the adapter for gymnasium."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ebt_policy.errors import UserError
+from ebt_policy.tasks import Environment, make_task
+from ebt_policy.tasks.collection import collect
+from ebt_policy.tasks.pusht import keypoints
+
+TASKS = ["pusht", "metaworld/pick-place", "gym:toy_gym:PointReach-v0"]
+
+
+def trajectory(environment: Environment, seed: int, dimensions: int) -> np.ndarray:
+    seen = [environment.reset(seed)["state"]]
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        action = random.uniform(-1, 1, dimensions) * (1 if dimensions == 4 else 0.2)
+        seen.append(environment.step(action).observation["state"])
+    return np.array(seen)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_seed_is_a_start_whatever_came_before(name: str) -> None:
+    task = make_task(name)
+    environment, fresh = task.make(), task.make()
+    first = trajectory(environment, 7, task.action_dim)
+    other = trajectory(environment, 8, task.action_dim)
+    assert (trajectory(environment, 7, task.action_dim) == first).all()
+    assert (trajectory(fresh, 7, task.action_dim) == first).all()
+    assert abs(other[0] - first[0]).max() > 1e-3
+    environment.close()
+    fresh.close()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_frames_are_real_and_change(name: str) -> None:
+    task = make_task(name)
+    environment = task.make()
+    environment.reset(3)
+    first, again = environment.render(), environment.render()
+    assert first.dtype == np.uint8
+    assert first.ndim == 3
+    assert first.std() > 5
+    assert (first == again).all()
+    for _ in range(10):
+        environment.step(np.full(task.action_dim, 250.0 if name == "pusht" else 0.1))
+    assert (environment.render() != first).any()
+    environment.close()
+
+
+def test_pusht_scores_coverage_over_0_95() -> None:
+    task = make_task("pusht")
+    environment = task.make()
+    observation = environment.reset(100_000)
+    assert observation["keypoint"].shape == (9, 2)
+    outcome = environment.step(np.array([1000.0, -50.0]))  # beyond the table: clipped, not an error
+    assert 0 <= outcome.score < 1
+    assert not outcome.success
+    environment.close()
+
+
+def test_pusht_keypoints_turn_and_move_with_the_block() -> None:
+    still = keypoints(np.array([0.0, 0, 0, 0, 0]))
+    moved = keypoints(np.array([9.0, 9, 30, 40, np.pi / 2]))
+    assert moved == pytest.approx(np.stack([30 - still[:, 1], 40 + still[:, 0]], 1))
+
+
+def test_metaworld_shows_the_goal_and_records_clipped_actions() -> None:
+    made = collect(make_task("metaworld/drawer-open"), 2, seed=5, progress=False)
+    assert [episode.success for episode in made] == [True, True]
+    for episode in made:
+        assert abs(episode.actions).max() <= 1
+        assert abs(episode.observations["state"][0, -3:]).max() > 0
+        assert len(episode.actions) == len(episode.observations["state"]) < 500
+    assert abs(made[0].observations["state"][0] - made[1].observations["state"][0]).max() > 1e-3
+
+
+def test_unknown_tasks_and_impossible_collections_are_named() -> None:
+    for name, message in [
+        ("nothing", "--task nothing: unknown; there are pusht"),
+        ("metaworld/pick-plaice", "no such Meta-World task; there are assembly"),
+        ("gym:NoSuch-v0", "gymnasium cannot make it"),
+        ("gym:CartPole-v1", "expected a 1-D Box"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            make_task(name)
+    with pytest.raises(UserError, match="has no scripted expert"):
+        collect(make_task("pusht"), 1, 0)
