@@ -269,7 +269,9 @@ def _eval(options: argparse.Namespace) -> None:
     for option, owner in (("descent_steps", "ebt"), ("starts", "ebt"), ("max_ms", "ebt"), ("sampler", "diffusion")):  # fmt: skip  # noqa: E501
         if getattr(options, option) is not None and config.policy != owner:
             flag = "--" + option.replace("_", "-")
-            raise UserError(f"{flag}: {options.run} is a {config.policy} policy, not {owner}")
+            raise UserError(
+                f"{flag}: only for --policy {owner}; {options.run} holds --policy {config.policy}"
+            )
     config = settings.override(config, options.set)
     changes = {"steps": options.descent_steps, "starts": options.starts, "max_ms": options.max_ms}
     descent = dataclasses.replace(

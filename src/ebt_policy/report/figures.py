@@ -47,33 +47,29 @@ def png(figure: Figure) -> bytes:
 
 def success_bars(results: list[dict[str, Any]], measure: str) -> Figure:
     """Bars with 95% intervals: ``success`` (Wilson) or ``score`` (bootstrap), by task."""
-    tasks = sorted({result["task"] for result in results})
     value_key, interval_key = (
         ("success_rate", "success_ci95") if measure == "success" else ("score_mean", "score_ci95")
     )
-    figure = Figure(figsize=(1.6 + 0.95 * len(results), 3.0))
+    ordered = sorted(results, key=lambda result: result["task"])
+    figure = Figure(figsize=(7.0, 0.6 + 0.42 * len(ordered)))
     axes = figure.add_subplot()
-    place, ticks = 0.0, []
-    for task in tasks:
-        own = [result for result in results if result["task"] == task]
-        ticks.append(place + (len(own) - 1) / 2)
-        for result in own:
-            value, (low, high) = result[value_key], result[interval_key]
-            axes.bar(place, value, color=COLOURS[result["policy"]], width=0.8)
-            axes.errorbar(
-                place, value, [[max(0, value - low)], [max(0, high - value)]],
-                color="black", capsize=4, linewidth=1,
-            )  # fmt: skip
-            axes.text(
-                place, 0.03, label(result), rotation=90, ha="center", va="bottom",
-                fontsize=7, color="white",
-            )  # fmt: skip
-            place += 1
-        place += 0.6
-    axes.set_xticks(ticks, tasks)
-    axes.set_ylim(0, 1.05)
-    axes.set_ylabel("success rate" if measure == "success" else "mean score")
-    axes.grid(axis="x", visible=False)
+    place, places = 0.0, []
+    for index, result in enumerate(ordered):
+        if index and result["task"] != ordered[index - 1]["task"]:
+            place += 0.6
+        value, (low, high) = result[value_key], result[interval_key]
+        axes.barh(place, value, color=COLOURS[result["policy"]], height=0.75)
+        axes.errorbar(
+            value, place, xerr=[[max(0.0, value - low)], [max(0.0, high - value)]],
+            color="black", capsize=4, linewidth=1,
+        )  # fmt: skip
+        places.append(place)
+        place += 1
+    axes.set_yticks(places, [f"{result['task']}: {label(result)}" for result in ordered])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel("success rate" if measure == "success" else "mean score")
+    axes.grid(axis="y", visible=False)
     return figure
 
 
@@ -97,7 +93,7 @@ def learning_curves(curves: list[tuple[str, str, list[dict[str, Any]]]]) -> Figu
             if points:
                 axes.plot(
                     *zip(*points, strict=True), style, color=COLOURS[policy], label=name,
-                    marker=marker, markersize=3, linewidth=1.2,
+                    marker=marker if len(points) > 1 else "o", markersize=3, linewidth=1.2,
                 )  # fmt: skip
     for axes, title in (
         (loss_axes, "training loss (each objective's own scale)"),
@@ -122,6 +118,8 @@ def energy_against_step(trace: Trace, moments: list[int], rate: float | None) ->
         energy_axes.plot(trace.energy[row].tolist(), "o-", color=colours[row], label=name, ms=3)
         norm_axes.plot(trace.gradient_norm[row].tolist(), "o-", color=colours[row], ms=3)
     energy_axes.set_ylabel("energy")
+    if bool((trace.energy > 0).all()):
+        energy_axes.set_yscale("log")
     energy_axes.legend(fontsize=7, title="moment in the episode", title_fontsize=7)
     norm_axes.set_ylabel("gradient norm (RMS)")
     norm_axes.set_yscale("log")
