@@ -13,7 +13,7 @@ class PointReach(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012, gymnasium's own
     action_space = gymnasium.spaces.Box(-0.2, 0.2, (2,), np.float32)
-    observation_space = gymnasium.spaces.Dict(
+    observation_space: Any = gymnasium.spaces.Dict(
         {"state": gymnasium.spaces.Box(-2, 2, (3,), np.float32)}
     )
 
@@ -35,7 +35,7 @@ class PointReach(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         success = bool(np.abs(self.position).max() < 0.1)
         return self._observe(), 0.0, success, False, {"success": success}
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> np.ndarray:
         frame = np.full((64, 64, 3), 255, np.uint8)
         row, column = np.clip((self.position * 20 + 32).astype(int), 2, 61)
         frame[row - 2 : row + 3, column - 2 : column + 3] = (200, 60, 30)
@@ -45,4 +45,4 @@ class PointReach(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return {"state": np.array([*self.position, 0.5], np.float32)}
 
 
-gymnasium.register("PointReach-v0", PointReach, max_episode_steps=60)
+gymnasium.register("PointReach-v0", "toy_gym:PointReach", max_episode_steps=60)

@@ -38,8 +38,8 @@ class DemoTask:
 
 
 TASKS = (
-    DemoTask("metaworld/pick-place", 60, "90s"),
-    DemoTask("metaworld/drawer-open", 40, "45s"),
+    DemoTask("metaworld/pick-place", 60, "110s"),
+    DemoTask("metaworld/drawer-open", 40, "55s"),
 )
 POLICIES = ("ebt", "diffusion")
 PRESET = "tiny"
