@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-all lint clean
+.PHONY: setup demo test test-all lint results clean
 
 setup: $(READY)
 
@@ -24,6 +24,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest -n 2
+
+# Render the tables of docs/results.md from the files under results/.
+results: setup
+	$(BIN)/python scripts/render_results
 
 clean:
 	rm -rf $(VENV) runs/demo build .pytest_cache .mypy_cache .ruff_cache

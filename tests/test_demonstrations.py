@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,68 @@ def test_hdf5_with_unequal_lengths_shapes_or_nothing(tmp_path: Path, hdf5: Path)
     write_robomimic(empty, [], "toy", {})
     with pytest.raises(UserError, match="the data set is empty"):
         open_demonstrations(empty)
+
+
+def broken_layouts() -> dict[str, Callable[[Any], None]]:
+    def replace(name: str, value: Any) -> Callable[[Any], None]:
+        def change(file: Any) -> None:
+            del file[name]
+            file[name] = value
+
+        return change
+
+    def attribute(text: str) -> Callable[[Any], None]:
+        return lambda file: file["data"].attrs.__setitem__("env_args", text)
+
+    return {
+        "env_args is no JSON": attribute("{"),
+        "env_args is a list": attribute("[]"),
+        "env_kwargs is null": attribute('{"env_kwargs": null}'),
+        "action bounds are a number": attribute('{"env_kwargs": {"action_bounds": 1}}'),
+        "actions is a group": lambda file: (
+            file["data/demo_0"].pop("actions"),
+            file.create_group("data/demo_0/actions/x"),
+        )[0],
+        "data is an array": replace("data", np.zeros(3)),
+        "obs is an array": replace("data/demo_0/obs", np.zeros(3)),
+    }
+
+
+@pytest.mark.parametrize("name", broken_layouts())
+def test_robomimic_files_of_another_layout_are_named(hdf5: Path, name: str) -> None:
+    with h5py.File(hdf5, "a") as file:
+        broken_layouts()[name](file)
+    with pytest.raises(UserError, match="not laid out as robomimic's"):
+        open_demonstrations(hdf5)
+
+
+def test_strings_and_nested_groups_are_not_observed(hdf5: Path) -> None:
+    with h5py.File(hdf5, "a") as file:
+        for demo in file["data"].values():
+            demo["obs/note"] = np.array([b"text"] * demo.attrs["num_samples"])
+            demo.create_group("obs/nested")
+        file.create_group("data/demo_x")
+    assert set(open_demonstrations(hdf5).observations) == {"state"}
+
+
+def test_flag_that_is_zero_for_a_whole_chunk_can_be_read(tmp_path: Path) -> None:
+    """zarr 3 leaves such chunks out; for one number per step they may well be zeros."""
+
+    def with_flag(arrays: dict[str, Any]) -> None:
+        arrays["done"] = np.zeros((40, 1), np.float32)
+        arrays["done"][14] = 1
+
+    demonstrations = open_demonstrations(write_zarr(tmp_path / "flag.zarr", with_flag))
+    assert demonstrations.read("done", 0, 40).sum() == 1
+    problems = inspect(demonstrations, progress=False).problems
+    assert any("done: 3 chunks are absent: all zeros, or truncated" in p for p in problems)
+
+
+def test_folder_of_several_buffers_asks_which(tmp_path: Path) -> None:
+    for name in ("a.zarr", "b.zarr"):
+        write_zarr(tmp_path / "many" / name)
+    with pytest.raises(UserError, match=r"several replay buffers: a\.zarr/, b\.zarr/"):
+        open_demonstrations(tmp_path / "many")
 
 
 def test_missing_key_lists_those_that_exist(hdf5: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conftest import config, generators, observations, policy
 from ebt_policy.config import DescentConfig
-from ebt_policy.descent import best_of, descend
+from ebt_policy.descent import Trace, best_of, descend
 from ebt_policy.errors import UserError
 from ebt_policy.objectives.unrolled import unrolled
 from ebt_policy.policies import EnergyPolicy
@@ -68,6 +68,13 @@ def test_best_of_n_returns_the_start_with_the_lowest_final_energy() -> None:
         assert (energies.max(1).values - energies.min(1).values > 1e-4).all()
         sampled, _, _ = made.sample(seen, generators(3), None)
         assert torch.equal(sampled, chosen)
+
+
+def test_best_of_n_never_returns_a_start_whose_energy_is_nan() -> None:
+    energies = torch.tensor([[torch.nan], [2.0], [1.0]])
+    trace = Trace(energies, energies, torch.zeros(3, dtype=torch.int64))
+    chosen, _ = best_of(torch.arange(3.0).reshape(3, 1, 1), trace, 3)
+    assert chosen.item() == 2
 
 
 def test_a_sample_that_has_stopped_does_not_move() -> None:

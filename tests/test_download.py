@@ -79,6 +79,16 @@ def too_short(handler: Handler, content: bytes, start: int) -> None:
     handler.wfile.write(content[start : start + half])
 
 
+def cut_without_ranges(handler: Handler, content: bytes, _: int) -> None:
+    """Always from the beginning, never to the end."""
+    handler.head(200, len(content))
+    handler.wfile.write(content[: len(content) // 2])
+
+
+def no_http(handler: Handler, _: bytes, __: int) -> None:
+    handler.wfile.write(b"this is not HTTP\r\n\r\n")
+
+
 def absent(handler: Handler, _: bytes, __: int) -> None:
     handler.send_error(404)
 
@@ -164,6 +174,15 @@ def test_wrong_length_is_noticed(tmp_path: Path, archive: bytes, lie: Behaviour)
     with server(archive, lie) as url, pytest.raises(UserError, match=r"bytes|not a complete zip"):
         fetch("pusht", tmp_path, url, timeout=0.5, attempts=3)
     assert not (tmp_path / "pusht_cchi_v7_replay.zarr").exists()
+
+
+@pytest.mark.parametrize("behaviour", [cut_without_ranges, no_http])
+def test_a_server_that_never_gets_further_is_given_up(
+    tmp_path: Path, archive: bytes, behaviour: Behaviour
+) -> None:
+    with server(archive, behaviour) as url, pytest.raises(UserError, match="after 3 attempts"):
+        fetch("pusht", tmp_path, url, timeout=1.0, attempts=3)
+    assert len(Handler.ranges) <= 5
 
 
 def test_other_content_is_refused_by_its_hash(

@@ -99,8 +99,7 @@ def test_observation_is_encoded_once_however_many_descent_steps() -> None:
         block.cross_attention.key_value.register_forward_hook(
             lambda *_: counts.update(keys=counts["keys"] + 1)
         )
-    made.with_sampling(DescentConfig(steps=7, starts=3))
-    made.predict_chunk(observations(2))
+    made.with_sampling(DescentConfig(steps=7, starts=3)).predict_chunk(observations(2))
     assert counts == {"encoder": 1, "keys": len(blocks)}
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import NETWORK
+from conftest import NETWORK, policy
+from ebt_policy import save_policy
 from ebt_policy.config import DescentConfig, PolicyConfig, StreamConfig, TrainingConfig
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import write_robomimic
@@ -114,9 +116,31 @@ def test_a_policy_that_does_not_fit_the_task_is_refused(runs: dict[str, Path]) -
             evaluate(Rollout(str(runs["ebt"]), TASK), episodes, 0, workers, progress=False)
 
 
-def test_missing_stream_is_named_by_the_task_that_lacks_it(runs: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"'state' has shape"):
+def test_streams_that_a_task_lacks_are_named(runs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--task pusht: observation 'state' has shape \(5,\)"):
         evaluate(Rollout(str(runs["ebt"]), "pusht"), 1, 0, progress=False)
+    save_policy(policy(), tmp_path)
+    with pytest.raises(UserError, match=r"--task pusht: observation has no stream 'extra'"):
+        evaluate(Rollout(str(tmp_path), "pusht"), 1, 0, progress=False)
+
+
+def test_other_settings_do_not_overwrite_a_result(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["ebt"], run, ignore=shutil.ignore_patterns("results"))
+    for settings in (DescentConfig(steps=1), DescentConfig(steps=2), DescentConfig(steps=2)):
+        store_result(evaluate(Rollout(str(run), TASK, settings), 2, 5, progress=False), run, None)
+    assert sorted(r["descent_steps_mean"] for r in read_results(run)) == [1, 2]
+
+
+def test_worker_that_dies_is_reported_in_one_line(runs: dict[str, Path]) -> None:
+    rollout = Rollout(str(runs["ebt"]), "gym:toy_gym:PointCrash-v0")
+    with pytest.raises(UserError, match="a worker process died"):
+        evaluate(rollout, 20, 0, workers=2, progress=False)
+
+
+def test_negative_scores_are_kept(runs: dict[str, Path]) -> None:
+    rollout = Rollout(str(runs["ebt"]), "gym:toy_gym:PointScore-v0")
+    assert evaluate(rollout, 2, 0, progress=False)["score_mean"] == -5
 
 
 def test_wilson_interval_against_known_values() -> None:

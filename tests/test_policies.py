@@ -13,8 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import NETWORK, config, generators, observations, policy
-from ebt_policy import Batch, UserError, load_policy, save_policy
-from ebt_policy.config import DiffusionConfig, PolicyConfig, from_json, override, to_json
+from ebt_policy import Batch, EnergyPolicy, UserError, load_policy, save_policy
+from ebt_policy.config import (
+    DescentConfig,
+    DiffusionConfig,
+    PolicyConfig,
+    from_json,
+    override,
+    to_json,
+)
 
 ALL: list[Any] = ["ebt", "diffusion", "mip", "regression"]
 
@@ -118,9 +125,10 @@ def test_samplers_of_the_diffusion_policy() -> None:
     choices: list[Any] = [("ddpm", 100), ("ddim", 10), ("ddim", 2)]
     for sampler, count in choices:
         settings = DiffusionConfig(sampler=sampler, ddim_steps=count)
-        prediction = made.with_sampling(diffusion=settings).predict_chunk(seen, generators(2))
+        other = made.with_sampling(diffusion=settings)
+        prediction = other.predict_chunk(seen, generators(2))
         steps[sampler, count] = prediction.evaluations.tolist()
-        again = made.predict_chunk(seen, generators(2))
+        again = other.predict_chunk(seen, generators(2))
         assert (again.plan == prediction.plan).all()  # the generators are all of its randomness
     assert steps == {("ddpm", 100): [100] * 2, ("ddim", 10): [10] * 2, ("ddim", 2): [2] * 2}
 
@@ -205,6 +213,8 @@ def test_configuration_round_trip_and_overrides() -> None:
     assert (changed.descent.steps, changed.form) == (5, "scalar")
     assert (changed.basin.noise, changed.descent.max_ms) == (1.0, 3.0)
     assert override(changed, ["descent.max_ms=null"]).descent.max_ms is None
+    both = ["windows.horizon=4", "windows.action_steps=2"]
+    assert override(made, both) == override(made, both[::-1])  # whatever the order
 
 
 @pytest.mark.parametrize(
@@ -215,9 +225,14 @@ def test_configuration_round_trip_and_overrides() -> None:
         ("descent.steps=two", "'two' is not of type int"),
         ("descent.steps=true", "True is not of type int"),
         ("form=cubic", "'cubic' is not one of residual, scalar"),
-        ("descent.steps=0", "at least one descent step"),
-        ("action_dim.x=0", "has no settings below it"),
+        ("descent.steps=0", "descent.steps = 0: it must be at least 1"),
+        ("action_dim.x=0", "no setting 'x'"),
         ("windows.action_steps=16", "exceeds horizon = 16"),
+        ("network.heads=3", "even multiple of heads = 3"),
+        ("network.attention_dropout=2", "attention_dropout = 2.0"),
+        ("diffusion.ddim_steps=200", "ddim_steps = 200: at most"),
+        ("mip.level=1", "mip.level = 1.0"),
+        ("unrolled.extra_steps=0", "extra_steps = 0: it must be at least 1"),
     ],
 )
 def test_wrong_settings_are_named(assignment: str, message: str) -> None:
@@ -241,3 +256,37 @@ def test_damaged_configuration_is_named(change: Any, message: str) -> None:
         from_json(PolicyConfig, json.dumps(content), "run/config.json")
     with pytest.raises(UserError, match=r"run/config\.json: not valid JSON"):
         from_json(PolicyConfig, "{", "run/config.json")
+
+
+def test_other_sampling_leaves_the_policy_as_it_was() -> None:
+    made = policy()
+    other = made.with_sampling(DescentConfig(steps=9))
+    assert (made.config.descent.steps, other.config.descent.steps) == (2, 9)
+    assert next(made.parameters()) is next(other.parameters())
+    assert other.predict_chunk(observations(1)).evaluations.tolist() == [9]
+    assert made.predict_chunk(observations(1)).evaluations.tolist() == [2]
+
+
+def test_energy_head_and_descent_stay_in_float32_under_autocast() -> None:
+    made = policy()
+    assert isinstance(made, EnergyPolicy)
+    seen = observations(2)
+    plain = made.predict_chunk(seen)
+    kinds = []
+    made.energy.network.transformer.head.register_forward_hook(lambda *a: kinds.append(a[2].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = made.predict_chunk({k: torch.from_numpy(v).bfloat16() for k, v in seen.items()})
+        same = made.predict_chunk(seen)
+        batch = Batch(
+            {k: torch.from_numpy(v) for k, v in seen.items()},
+            torch.zeros(2, 16, 2), torch.ones(2, 16, dtype=torch.bool),
+        )  # fmt: skip
+        made(batch)
+    assert set(kinds) == {torch.float32}
+    assert (same.plan == plain.plan).all()
+    assert inside.plan.shape == plain.plan.shape
+
+
+def test_empty_batch_is_named() -> None:
+    with pytest.raises(UserError, match="the batch of observations is empty"):
+        policy().predict_chunk({k: v[:0] for k, v in observations(1).items()})

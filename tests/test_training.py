@@ -161,6 +161,15 @@ def test_existing_run_is_not_overwritten_and_settings_do_not_change(
     write_robomimic(other, episodes([20, 25, 30, 15], seed=1), "toy", {})
     with pytest.raises(UserError, match="was trained on other data"):
         run_training(other, run, resume=True)
+    changed = episodes([20, 25, 30, 15])
+    for episode in changed:
+        episode.observations["state"] *= 7  # the same actions from other observations
+    write_robomimic(tmp_path / "changed.hdf5", changed, "toy", {})
+    with pytest.raises(UserError, match="was trained on other data"):
+        run_training(tmp_path / "changed.hdf5", run, resume=True)
+    (run / "training.json").unlink()
+    with pytest.raises(UserError, match=r"training\.json is missing"):
+        run_training(hdf5, run, resume=True)
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -242,6 +251,18 @@ def test_one_step_episodes_and_a_constant_action_train(tmp_path: Path) -> None:
     assert np.allclose(plan[..., 1], 0.5)
 
 
+def test_a_checkpoint_is_never_taken_apart_to_be_written_again(tmp_path: Path, hdf5: Path) -> None:
+    run = tmp_path / "run"
+    run_training(hdf5, run)
+    last = checkpoint_folders(run)[-1]
+    before = {p.name: p.stat().st_mtime_ns for p in last.iterdir()}
+    stale = run / "checkpoints/.000000042.part"  # of a process that was killed
+    stale.mkdir()
+    run_training(hdf5, run, resume=True)
+    assert {p.name: p.stat().st_mtime_ns for p in last.iterdir()} == before
+    assert not stale.exists()
+
+
 @pytest.mark.slow
 def test_two_processes_train_on_the_same_global_batch(tmp_path: Path, hdf5: Path) -> None:
     """Regression has no noise, so two processes must give one process's curve."""
@@ -257,6 +278,13 @@ def test_two_processes_train_on_the_same_global_batch(tmp_path: Path, hdf5: Path
          str(script), str(hdf5), str(tmp_path / "two"), to_json(policy), to_json(config)],
         check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+    # The scalar energy's last bias has no gradient, which processes must agree on, too.
+    energy = replace(POLICY, objective="equilibrium", form="scalar")
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29520",
+         str(script), str(hdf5), str(tmp_path / "energy"), to_json(energy), to_json(config)],
+        check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     one, two = (load_file(tmp_path / run / "model.safetensors") for run in ("one", "two"))
     assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
 
@@ -270,3 +298,16 @@ def test_settings_that_make_no_sense() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             replace(STEPS, **changes)  # type: ignore[arg-type]
+
+
+def test_mixed_precision_trains_with_the_energy_in_float32(tmp_path: Path, hdf5: Path) -> None:
+    """In a process of its own: accelerate fixes the precision for the life of a process."""
+    from ebt_policy.config import to_json
+
+    config = replace(STEPS, bf16=True)
+    command = [sys.executable, "-c", CHILD, str(hdf5), str(tmp_path / "run")]
+    subprocess.run([*command, to_json(POLICY), to_json(config)], check=True, capture_output=True)
+    errors = [r["validation_action_mse"] for r in read_metrics(tmp_path / "run") if len(r) == 3]
+    assert errors[-1] < errors[0]
+    saved = load_file(tmp_path / "run/model.safetensors")
+    assert {t.dtype for t in saved.values()} == {torch.float32}

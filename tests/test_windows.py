@@ -136,7 +136,7 @@ def test_default_streams(tmp_path: Path, hdf5: Path) -> None:
     pusht = open_demonstrations(write_zarr(tmp_path / "p.zarr", like_pusht))
     assert choose_streams(pusht, None) == {"state": StreamConfig((5,), angles=(4,))}
     assert choose_streams(pusht, "state:angles=") == {"state": StreamConfig((5,))}
-    assert choose_streams(pusht, "keypoint,state:angles=0+4") == {
+    assert choose_streams(pusht, "keypoint,state:angles=4+0+4") == {
         "keypoint": StreamConfig((9, 2)),
         "state": StreamConfig((5,), angles=(0, 4)),
     }

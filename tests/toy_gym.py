@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import gymnasium
@@ -45,4 +46,25 @@ class PointReach(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return {"state": np.array([*self.position, 0.5], np.float32)}
 
 
+class PointCrash(PointReach):
+    """Takes its process down, as a simulator may."""
+
+    def step(self, action: np.ndarray) -> Any:
+        os._exit(3)
+
+
+class PointScore(PointReach):
+    """Scores of its own, never above 0; and it cannot be drawn."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def step(self, action: np.ndarray) -> Any:
+        return *super().step(action)[:4], {"score": -5.0}
+
+
+gymnasium.register("PointCrash-v0", "toy_gym:PointCrash", max_episode_steps=60)
+gymnasium.register("PointScore-v0", "toy_gym:PointScore", max_episode_steps=60)
 gymnasium.register("PointReach-v0", "toy_gym:PointReach", max_episode_steps=60)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +21,21 @@ EnergyForm = Literal["residual", "scalar"]
 ObjectiveName = Literal["basin", "equilibrium", "unrolled"]
 StepRule = Literal["fixed", "energy"]
 StartName = Literal["zero", "noise"]
+
+
+def _check(config: Any, names: str, above: int | None = None, least: int | None = None) -> None:
+    """Check a lower bound of settings by name.
+
+    Raises:
+        UserError: names the first setting that is out of range, its value and the bound.
+    """
+    prefix = type(config).__name__.removesuffix("Config").lower()
+    for name in names.split():
+        value = getattr(config, name)
+        if value is not None and above is not None and not value > above:
+            raise UserError(f"{prefix}.{name} = {value}: it must be above {above}")
+        if value is not None and least is not None and not value >= least:
+            raise UserError(f"{prefix}.{name} = {value}: it must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -63,12 +79,10 @@ class WindowConfig:
     action_steps: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("observation_steps", "horizon", "action_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"windows.{name} = {getattr(self, name)}: it must be at least 1")
+        _check(self, "observation_steps horizon action_steps", least=1)
         if self.observation_steps - 1 + self.action_steps > self.horizon:
             raise UserError(
-                f"windows: observation_steps - 1 + action_steps = "
+                f"window: observation_steps - 1 + action_steps = "
                 f"{self.observation_steps - 1 + self.action_steps} exceeds horizon = {self.horizon}"
             )
 
@@ -89,6 +103,17 @@ class NetworkConfig:
     action_blocks: int
     feedforward_ratio: int = 1
     attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, "width heads encoder_blocks action_blocks feedforward_ratio", least=1)
+        if self.width % (2 * self.heads):
+            raise UserError(
+                f"network.width = {self.width}: it must be an even multiple of heads = {self.heads}"
+            )
+        if not 0 <= self.attention_dropout < 1:
+            raise UserError(
+                f"network.attention_dropout = {self.attention_dropout}: it must lie in [0, 1)"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,8 +145,7 @@ class BasinConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.start_share <= 1:
             raise UserError(f"basin.start_share = {self.start_share}: it must lie in [0, 1]")
-        if not self.noise > 0:
-            raise UserError(f"basin.noise = {self.noise}: it must be positive")
+        _check(self, "noise", above=0)
 
 
 @dataclass(frozen=True)
@@ -130,6 +154,11 @@ class EquilibriumConfig:
 
     gradient_scale: float = 4.0
     decay_from: float = 0.8
+
+    def __post_init__(self) -> None:
+        _check(self, "gradient_scale", above=0)
+        if not 0 <= self.decay_from < 1:
+            raise UserError(f"equilibrium.decay_from = {self.decay_from}: it must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -141,6 +170,10 @@ class UnrolledConfig:
     noise_first: float = 0.2
     noise_last: float = 0.002
     step_jitter: float = 1.5
+
+    def __post_init__(self) -> None:
+        _check(self, "min_steps extra_steps step_jitter", least=1)
+        _check(self, "noise_first noise_last", least=0)
 
 
 @dataclass(frozen=True)
@@ -176,18 +209,9 @@ class DescentConfig:
     normalise: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"descent.steps = {self.steps}: at least one descent step is needed")
-        if self.starts < 1:
-            raise UserError(f"descent.starts = {self.starts}: at least one start is needed")
-        if self.max_ms is not None and self.max_ms <= 0:
-            raise UserError(f"descent.max_ms = {self.max_ms}: it must be positive")
-        for name in ("step_size", "start_scale"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"descent.{name} = {getattr(self, name)}: it must be positive")
-        for name in ("momentum", "noise", "tolerance"):
-            if getattr(self, name) < 0:
-                raise UserError(f"descent.{name} = {getattr(self, name)}: it must not be negative")
+        _check(self, "steps starts", least=1)
+        _check(self, "max_ms step_size start_scale", above=0)
+        _check(self, "momentum noise tolerance", least=0)
 
 
 # The form and the descent that belong to each objective's landscape.
@@ -216,12 +240,24 @@ class DiffusionConfig:
     sampler: Literal["ddpm", "ddim"] = "ddim"
     ddim_steps: int = 10
 
+    def __post_init__(self) -> None:
+        _check(self, "training_steps ddim_steps", least=1)
+        if self.ddim_steps > self.training_steps:
+            raise UserError(
+                f"diffusion.ddim_steps = {self.ddim_steps}: at most training_steps = "
+                f"{self.training_steps}"
+            )
+
 
 @dataclass(frozen=True)
 class MIPConfig:
     """Two-step regression: see :mod:`ebt_policy.policies.mip`."""
 
     level: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise UserError(f"mip.level = {self.level}: it must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -264,6 +300,7 @@ class TrainingConfig:
     """
 
     data: str
+    filter_key: str | None = None
     steps: int | None = None
     budget_seconds: float | None = None
     batch_size: int = 64
@@ -282,10 +319,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.budget_seconds is None):
             raise UserError("training: give exactly one of --steps and --budget")
-        for name in ("steps", "budget_seconds", "batch_size", "learning_rate", "threads"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"training.{name} = {value}: it must be positive")
+        _check(self, "steps batch_size threads warmup_steps validation_windows", least=1)
+        _check(self, "budget_seconds learning_rate gradient_clip ema_power", above=0)
+        _check(self, "weight_decay checkpoint_seconds seed", least=0)
         if not 0 <= self.validation_share < 1:
             raise UserError(
                 f"training.validation_share = {self.validation_share}: it must lie in [0, 1)"
@@ -322,34 +358,31 @@ def from_json(kind: type[Config], text: str, source: str) -> Config:
         raise UserError(message if source in message else f"{source}: {message}") from error
 
 
-def override(config: Config, assignments: list[str]) -> Config:
+def override(config: Config, assignments: Sequence[str]) -> Config:
     """Replace values by dotted name: ``override(config, ["descent.steps=3"])``.
 
+    All are replaced before the result is checked, so their order does not matter.
+
     Raises:
-        UserError: no such setting, or the text does not fit its type.
+        UserError: no such setting, or the values do not fit their types or each other.
     """
+    tree = json.loads(to_json(config))
     for assignment in assignments:
         name, sign, text = assignment.partition("=")
         if not sign:
             raise UserError(f"--set {assignment}: write it as name=value, e.g. descent.steps=3")
-        config = _replace(config, name.split("."), text, f"--set {assignment}")
-    return config
-
-
-def _replace(config: Any, path: list[str], text: str, source: str) -> Any:
-    hints = typing.get_type_hints(type(config))
-    if path[0] not in hints:
-        raise UserError(f"{source}: no setting {path[0]!r}; there are {', '.join(sorted(hints))}")
-    if len(path) > 1:
-        inner = getattr(config, path[0])
-        if not dataclasses.is_dataclass(inner):
-            raise UserError(f"{source}: {path[0]!r} has no settings below it")
-        return dataclasses.replace(config, **{path[0]: _replace(inner, path[1:], text, source)})
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    return dataclasses.replace(config, **{path[0]: _convert(hints[path[0]], value, source)})
+        *path, last = name.split(".")
+        node = tree
+        for part in [*path, last]:
+            if not isinstance(node, dict) or part not in node:
+                there = f"there are {', '.join(sorted(node))}" if isinstance(node, dict) else ""
+                raise UserError(f"--set {assignment}: no setting {part!r}; {there}")
+            parent, node = node, node[part]
+        try:
+            parent[last] = json.loads(text)
+        except json.JSONDecodeError:
+            parent[last] = text
+    return typing.cast(Config, _convert(type(config), tree, "--set"))
 
 
 def _convert(kind: Any, value: Any, source: str) -> Any:

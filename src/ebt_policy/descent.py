@@ -137,7 +137,7 @@ def best_of(
     actions: Float[Tensor, "bn t a"], trace: Trace, starts: int
 ) -> tuple[Float[Tensor, "b t a"], Trace]:
     """Of each sample's ``starts`` consecutive rows keep the one with the lowest final energy."""
-    final = trace.energy[:, -1].unflatten(0, (-1, starts))
+    final = trace.energy[:, -1].nan_to_num(nan=torch.inf).unflatten(0, (-1, starts))
     rows = final.argmin(1) + starts * torch.arange(len(final), device=final.device)
     return actions[rows], Trace(
         trace.energy[rows],

@@ -15,6 +15,14 @@ from ebt_policy import config as settings
 from ebt_policy.config import PRESETS, PolicyConfig, TrainingConfig
 from ebt_policy.errors import UserError
 
+# The extra that brings a library which a command needs.
+EXTRAS = {
+    "accelerate": "train", "diffusers": "baselines", "h5py": "data", "imageio_ffmpeg": "report",
+    "matplotlib": "report", "tensorboard": "train", "zarr": "data",
+}  # fmt: skip
+# What another option decides, together with the settings that belong to it.
+_OWN_OPTION = {"policy": "--policy", "objective": "--objective", "streams": "--obs"}
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and shows an example in every ``--help``."""
@@ -32,6 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command(options)
     except UserError as error:
         print(f"ebt-policy: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        print(
+            f"ebt-policy: error: {error.name} is not installed; it comes with: "
+            f"pip install 'ebt-policy[{extra}]'",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("ebt-policy: interrupted", file=sys.stderr)
@@ -208,6 +226,12 @@ def _collect(options: argparse.Namespace) -> None:
     task, out = make_task(options.task), Path(options.out)
     if out.exists():
         raise UserError(f"--out {out}: exists already; choose another name or remove it")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: it must be at least 0")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
     episodes = collect(task, options.episodes, options.seed)
     kwargs: dict[str, Any] = {"control_freq": task.rate}
     if task.action_bounds is not None:
@@ -223,6 +247,12 @@ def _train(options: argparse.Namespace) -> None:
 
     if options.objective is not None and options.policy != "ebt":
         raise UserError(f"--objective {options.objective}: only --policy ebt has an objective")
+    for text in options.set:
+        top = re.split(r"[.=]", text)[0]
+        if top in _OWN_OPTION:
+            raise UserError(f"--set {text}: use {_OWN_OPTION[top]}")
+        if top == "action_dim":
+            raise UserError(f"--set {text}: the demonstrations decide the action dimension")
     demonstrations = open_demonstrations(options.data, options.filter)
     preset = PRESETS[options.preset]
     objective = options.objective or PolicyConfig.objective
@@ -243,7 +273,10 @@ def _train(options: argparse.Namespace) -> None:
         steps=options.steps,
         budget_seconds=None if options.budget is None else parse_duration(options.budget),
         batch_size=options.batch_size,
-        learning_rate=options.learning_rate or preset.learning_rate,
+        filter_key=options.filter,
+        learning_rate=(
+            preset.learning_rate if options.learning_rate is None else options.learning_rate
+        ),
         bf16=options.bf16,
         threads=options.threads,
         seed=options.seed,
@@ -263,7 +296,9 @@ def _train(options: argparse.Namespace) -> None:
 def _eval(options: argparse.Namespace) -> None:
     from ebt_policy.evaluation.results import store_result
     from ebt_policy.evaluation.rollout import Rollout, evaluate
+    from ebt_policy.evaluation.video import check_target
     from ebt_policy.policies.files import load_policy
+    from ebt_policy.training.files import read_summary
 
     config = load_policy(options.run).config
     for option, owner in (("descent_steps", "ebt"), ("starts", "ebt"), ("max_ms", "ebt"), ("sampler", "diffusion")):  # fmt: skip  # noqa: E501
@@ -272,7 +307,19 @@ def _eval(options: argparse.Namespace) -> None:
             raise UserError(
                 f"{flag}: only for --policy {owner}; {options.run} holds --policy {config.policy}"
             )
+    acting = {"ebt": "descent.", "diffusion": "diffusion."}.get(config.policy)
+    for text in options.set:
+        if acting is None or not text.startswith(acting):
+            raise UserError(
+                f"--set {text}: a trained --policy {config.policy} can change "
+                + (f"only {acting}…" if acting else "nothing")
+            )
     config = settings.override(config, options.set)
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: it must be at least 0")
+    if options.video:
+        check_target(Path(options.video))
+    read_summary(Path(options.run))  # a damaged one is better known before the rollouts
     changes = {"steps": options.descent_steps, "starts": options.starts, "max_ms": options.max_ms}
     descent = dataclasses.replace(
         config.descent, **{k: v for k, v in changes.items() if v is not None}

@@ -12,7 +12,7 @@ from ebt_policy.errors import UserError
 from ebt_policy.shapes import Bool, Float
 
 # A range below this share of the values' size is rounding noise, not movement.
-CONSTANT_RANGE = 1e-4
+CONSTANT_RANGE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ class Demonstrations(ABC):
                 f"there are {', '.join(sorted(self.observations))}"
             )
         return self.observations[key]
+
+
+def is_numeric(dtype: np.dtype) -> bool:
+    """Whether a key holds numbers (or booleans), which is all that a policy can observe."""
+    return dtype.kind in "fiub"
 
 
 def episode_of_step(episode_ends: np.ndarray, step: int) -> tuple[int, int]:

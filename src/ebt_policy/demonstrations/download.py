@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import time
@@ -9,7 +10,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,7 @@ def _download(url: str, target: Path, timeout: float, attempts: int) -> None:
     """Download to ``target``, continuing what is there; retries while bytes keep coming."""
     failures, reason = 0, "no attempt"
     while failures < attempts:
-        have = target.stat().st_size if target.exists() else 0
+        before = have = target.stat().st_size if target.exists() else 0
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
@@ -132,14 +133,14 @@ def _download(url: str, target: Path, timeout: float, attempts: int) -> None:
             if error.code == 416 and have:  # nothing beyond what we have: it is complete
                 return
             raise UserError(f"{url}: the server answered {error.code} {error.reason}") from error
-        except OSError as error:  # refused, reset, timed out
-            if error.errno == 28:
+        except (OSError, HTTPException) as error:  # refused, reset, timed out, no HTTP
+            if getattr(error, "errno", None) == errno.ENOSPC:
                 raise
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         except ValueError as error:  # an address or a header that makes no sense
             raise UserError(f"{url}: {error}") from error
         now = target.stat().st_size if target.exists() else 0
-        failures = 0 if now > have else failures + 1
+        failures = 0 if now > before else failures + 1
         time.sleep(min(0.1 * 2**failures, 5.0))
     raise UserError(
         f"{url}: download failed after {attempts} attempts ({reason}); run the command again to "

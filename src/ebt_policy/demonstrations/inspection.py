@@ -96,7 +96,9 @@ def _summarise(demonstrations: Demonstrations, name: str, bar: tqdm) -> KeySumma
     summary = KeySummary(name, info.shape, str(info.dtype), low, high)
     if isinstance(demonstrations, ZarrDemonstrations):
         missing = demonstrations.missing_chunks(name)
-        if missing:
+        if missing and size == 1:
+            summary.problems.append(f"{missing} chunks are absent: all zeros, or truncated")
+        elif missing:
             summary.problems.append(f"truncated: {missing} chunks are missing")
             summary.low, summary.high = np.full(size, np.nan), np.full(size, np.nan)
             return summary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.demonstrations.base import Demonstrations, KeyInfo
+from ebt_policy.demonstrations.base import Demonstrations, KeyInfo, is_numeric
 from ebt_policy.errors import UserError
 
 # robomimic's EnvType: 1 is robosuite, 2 is gym.
@@ -41,15 +42,20 @@ class RobomimicDemonstrations(Demonstrations):
             raise UserError(f"{path}: cannot be opened as HDF5, truncated? ({error})") from error
         try:
             self._load(filter_key)
-        except (OSError, RuntimeError) as error:  # h5py, for damage inside the file
-            raise UserError(f"{path}: the HDF5 file is damaged ({error})") from error
+        except UserError:
+            raise
+        except Exception as error:  # h5py and any group, dataset or attribute of the wrong kind
+            raise UserError(
+                f"{path}: the HDF5 file is damaged, or not laid out as robomimic's "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
     def _load(self, filter_key: str | None) -> None:
         path = self.path
         if "data" not in self._file:
             raise UserError(f"{path}: no group 'data'; this is not a robomimic file")
         data = self._file["data"]
-        names = [name for name in data if name.startswith("demo_")]
+        names = [name for name in data if re.fullmatch(r"demo_\d+", name)]
         if filter_key is not None:
             masks = self._file.get("mask", {})
             if filter_key not in masks:
@@ -75,9 +81,10 @@ class RobomimicDemonstrations(Demonstrations):
                     raise UserError(f"{path}: data/{name}/{part} is missing")
             demo = data[name]
             length = len(demo["actions"])
+            keys = _number_keys(demo["obs"])
             shapes = {"actions": demo["actions"].shape[1:]}
-            shapes |= {key: demo["obs"][key].shape[1:] for key in demo["obs"]}
-            for key in demo["obs"]:
+            shapes |= {key: demo["obs"][key].shape[1:] for key in keys}
+            for key in keys:
                 if len(demo["obs"][key]) != length:
                     raise UserError(
                         f"{path}: data/{name}/obs/{key} has {len(demo['obs'][key])} steps, "
@@ -88,7 +95,8 @@ class RobomimicDemonstrations(Demonstrations):
             if not ends:
                 first, first_shapes = name, shapes
             elif shapes != first_shapes:
-                key = next(k for k in {**shapes, **first_shapes} if shapes.get(k) != first_shapes.get(k))  # fmt: skip  # noqa: E501
+                every = {**shapes, **first_shapes}
+                key = next(k for k in every if shapes.get(k) != first_shapes.get(k))
                 raise UserError(
                     f"{path}: data/{name}: {key} has shape {shapes.get(key)} per step, but "
                     f"{first_shapes.get(key)} in data/{first}"
@@ -105,7 +113,7 @@ class RobomimicDemonstrations(Demonstrations):
         self.actions = KeyInfo(tuple(demo["actions"].shape[1:]), demo["actions"].dtype)
         self.observations = {
             key: KeyInfo(tuple(demo["obs"][key].shape[1:]), demo["obs"][key].dtype)
-            for key in demo["obs"]
+            for key in _number_keys(demo["obs"])
         }
         arguments = json.loads(data.attrs.get("env_args", "{}"))
         rate = arguments.get("env_kwargs", {}).get("control_freq")
@@ -139,6 +147,11 @@ class RobomimicDemonstrations(Demonstrations):
                     "the file is damaged"
                 ) from error
         return np.concatenate(parts)
+
+
+def _number_keys(group: Any) -> list[str]:
+    """Observation keys that hold numbers; strings and nested groups are not observed."""
+    return [key for key in group if hasattr(group[key], "dtype") and is_numeric(group[key].dtype)]
 
 
 @dataclass

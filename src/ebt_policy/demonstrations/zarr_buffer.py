@@ -12,14 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.demonstrations.base import Demonstrations, KeyInfo
+from ebt_policy.demonstrations.base import Demonstrations, KeyInfo, is_numeric
 from ebt_policy.errors import UserError
 
 ACTION = "action"
+# By these keys the published PushT data is recognised: 10 Hz, actions are pixels.
+PUSHT_KEYS = {"state", "keypoint", "n_contacts"}
 
 
 def store_root(path: Path) -> str | None:
-    """Where the buffer's group lies inside a folder or zip: "" is the top, None is nowhere."""
+    """Where the buffer's group lies inside a folder or zip: "" is the top, None is nowhere.
+
+    Raises:
+        UserError: there are several; which one is meant?
+    """
     if path.is_dir():
         names = [str(p.relative_to(path)) for p in path.glob("**/episode_ends") if p.is_dir()]
         names = [f"{name}/" for name in names]
@@ -29,7 +35,12 @@ def store_root(path: Path) -> str | None:
     else:
         return None
     marker = "meta/episode_ends/"
-    roots = sorted({name[: name.index(marker)] for name in names if marker in name}, key=len)
+    roots = sorted({name[: name.index(marker)] for name in names if marker in name})
+    roots.sort(key=len)
+    if len(roots) > 1 and roots[0] != "":
+        raise UserError(
+            f"{path}: holds several replay buffers: {', '.join(roots)}; name one of them"
+        )
     return roots[0].rstrip("/") if roots else None
 
 
@@ -60,14 +71,19 @@ class ZarrDemonstrations(Demonstrations):
                 self._group = zarr.open_group(store, path=root or None, mode="r")
             data = self._group["data"]
             arrays = {name: data[name] for name in data.array_keys()}
+            ends = self._group["meta/episode_ends"]
         except Exception as error:  # zarr raises many kinds for a damaged store
             raise UserError(
                 f"{path}: the zarr store is damaged ({type(error).__name__}: {error})"
             ) from error
         if ACTION not in arrays:
             raise UserError(f"{path}: data/{ACTION} is missing; there are {', '.join(arrays)}")
-        self.episode_ends = self._decode(self._group["meta/episode_ends"], "meta/episode_ends")
+        self.episode_ends = self._decode(ends, "meta/episode_ends")
         self.episode_ends = self.episode_ends.astype(np.int64)
+        if self.episode_ends.ndim != 1:
+            raise UserError(
+                f"{path}: meta/episode_ends has shape {self.episode_ends.shape}, not (n,)"
+            )
         if len(self.episode_ends) == 0:
             raise UserError(f"{path}: the data set is empty (meta/episode_ends has no entry)")
         if (np.diff(self.episode_ends, prepend=0) < 1).any():
@@ -75,19 +91,23 @@ class ZarrDemonstrations(Demonstrations):
                 f"{path}: meta/episode_ends must rise from above 0, found {self.episode_ends[:8]}…"
             )
         for name, array in arrays.items():
-            if array.shape[0] != self.steps:
+            if array.shape[:1] != (self.steps,):
                 raise UserError(
-                    f"{path}: data/{name} has {array.shape[0]} steps, but the last of "
-                    f"meta/episode_ends is {self.steps} (a truncated file?)"
+                    f"{path}: data/{name} has {array.shape[0] if array.shape else 'no'} steps, "
+                    f"but the last of meta/episode_ends is {self.steps} (a truncated file?)"
                 )
         action = arrays.pop(ACTION)
         if len(action.shape) != 2:
             raise UserError(f"{path}: data/action has shape {action.shape}, expected (steps, A)")
         self._action, self._arrays = action, arrays
         self.actions = KeyInfo(tuple(action.shape[1:]), action.dtype)
-        self.observations = {n: KeyInfo(tuple(a.shape[1:]), a.dtype) for n, a in arrays.items()}
-        rate = self._group.attrs.get("rate")
-        self.rate = float(rate) if rate is not None else None
+        self.observations = {
+            name: KeyInfo(tuple(array.shape[1:]), array.dtype)
+            for name, array in arrays.items()
+            if is_numeric(array.dtype)
+        }
+        if set(arrays) >= PUSHT_KEYS:
+            self.rate, self.action_bounds = 10.0, (0.0, 512.0)
 
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
         self.require(key)
@@ -97,13 +117,16 @@ class ZarrDemonstrations(Demonstrations):
         return self._decode(self._action, f"data/{ACTION}", slice(start, stop))
 
     def missing_chunks(self, key: str) -> int:
-        """Number of a key's chunks that are absent; zarr itself reads these as zeros."""
+        """Number of a key's chunks that are absent; zarr reads these as the fill value."""
         array = self._action if key == ACTION else self._arrays[key]
         return int(array.nchunks - array.nchunks_initialized)
 
     def _decode(self, array: Any, name: str, part: slice = slice(None)) -> np.ndarray:
-        # A lost chunk would silently read as zeros, so its absence is an error here.
-        if int(array.nchunks_initialized) < int(array.nchunks):
+        # Writers may leave out a chunk that is all zeros, which one number per step can be (a
+        # flag, a closed gripper). A whole row of zeros for many steps is a lost chunk.
+        if int(np.prod(array.shape[1:])) > 1 and int(array.nchunks_initialized) < int(
+            array.nchunks
+        ):
             raise UserError(
                 f"{self.path}: {name} has {array.nchunks_initialized} of {array.nchunks} chunks "
                 "(a truncated copy?)"

@@ -15,6 +15,13 @@ from ebt_policy.config import NetworkConfig
 from ebt_policy.shapes import Bool, Float
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in the precision of its weight, which under autocast is float32."""
+
+    def forward(self, tokens: Float[Tensor, "*b w"]) -> Float[Tensor, "*b w"]:
+        return super().forward(tokens.to(self.weight.dtype))
+
+
 class Attention(nn.Module):
     """Multi-head attention with normalised queries and keys (QK-norm).
 
@@ -30,8 +37,8 @@ class Attention(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
-        self.query_norm = nn.RMSNorm(width // heads)
-        self.key_norm = nn.RMSNorm(width // heads)
+        self.query_norm = RMSNorm(width // heads)
+        self.key_norm = RMSNorm(width // heads)
         self.dropout = dropout
 
     def keys_values(
@@ -79,9 +86,9 @@ class EncoderBlock(nn.Module):
     def __init__(self, network: NetworkConfig) -> None:
         super().__init__()
         width = network.width
-        self.attention_norm = nn.RMSNorm(width)
+        self.attention_norm = RMSNorm(width)
         self.attention = Attention(width, network.heads, network.attention_dropout)
-        self.feedforward_norm = nn.RMSNorm(width)
+        self.feedforward_norm = RMSNorm(width)
         self.feedforward = FeedForward(width, network.feedforward_ratio)
 
     def forward(
@@ -98,11 +105,11 @@ class ActionBlock(nn.Module):
     def __init__(self, network: NetworkConfig) -> None:
         super().__init__()
         width = network.width
-        self.self_norm = nn.RMSNorm(width)
+        self.self_norm = RMSNorm(width)
         self.self_attention = Attention(width, network.heads, network.attention_dropout)
-        self.cross_norm = nn.RMSNorm(width)
+        self.cross_norm = RMSNorm(width)
         self.cross_attention = Attention(width, network.heads, network.attention_dropout)
-        self.feedforward_norm = nn.RMSNorm(width)
+        self.feedforward_norm = RMSNorm(width)
         self.feedforward = FeedForward(width, network.feedforward_ratio)
 
     def forward(

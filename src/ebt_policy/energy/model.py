@@ -39,8 +39,7 @@ class EnergyModel(nn.Module):
 
     def forward(self, actions: Float[Tensor, "b t a"], memory: Memory) -> Float[Tensor, b]:
         """Energies of normalised chunks; sample i depends on chunk i and memory i alone."""
-        # The head and the sum stay in float32 under autocast: energies are compared.
-        outputs = self.network(actions, memory).float()
+        outputs = self.network(actions, memory)
         if self.form == "scalar":
             return outputs.sum((1, 2))
         return 0.5 * (actions - outputs).square().sum((1, 2))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ebt_policy.config import NetworkConfig, PolicyConfig
 from ebt_policy.energy.encoder import ObservationEncoder
-from ebt_policy.energy.layers import ActionBlock, sine_cosine
+from ebt_policy.energy.layers import ActionBlock, RMSNorm, sine_cosine
 from ebt_policy.shapes import Float
 
 Memory = list[tuple[Tensor, Tensor]]
@@ -58,7 +58,7 @@ class ActionTransformer(nn.Module):
         )
         self.blocks = nn.ModuleList(ActionBlock(network) for _ in range(network.action_blocks))
         self.head = nn.Sequential(
-            nn.RMSNorm(width), nn.Linear(width, width), nn.GELU("tanh"),
+            RMSNorm(width), nn.Linear(width, width), nn.GELU("tanh"),
             nn.Linear(width, action_dim),
         )  # fmt: skip
         actions = torch.arange(horizon)
@@ -87,7 +87,9 @@ class ActionTransformer(nn.Module):
             tokens = tokens + self.level(features)[:, None]
         for block, (keys, values) in zip(self.blocks, memory, strict=True):
             tokens = block(tokens, keys, values, self.visible)
-        return self.head(tokens)
+        # Energies are compared and differentiated: their head stays float32 under autocast.
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.head(tokens.to(self.positions.dtype))
 
 
 class Network(nn.Module):

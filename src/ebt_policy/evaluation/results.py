@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,19 @@ def store_result(result: dict[str, Any], run: Path, copy: Path | None) -> Path:
     """Write a result into ``run/results/``, and a copy where the user wants one.
 
     The run's training summary (time, samples, data) is added, so that a result stands alone.
+    Other settings give another file name; the same evaluation again replaces its own file.
 
     Raises:
         UserError: a file cannot be written.
     """
     result = {**result, "training": read_summary(run)}
-    name = f"{result['task']}-{result['sampler']}-{result['seeds'][0]}.json"
-    path = run / RESULTS_FOLDER / name.replace("/", "-").replace(":", "-")
+    settings = json.dumps(result["settings"], sort_keys=True)
+    seeds = result["seeds"]
+    name = (
+        f"{result['task']}-{result['sampler']}-{round(result['descent_steps_mean'])}-steps-"
+        f"{seeds[0]}-{seeds[-1]}-{hashlib.sha256(settings.encode()).hexdigest()[:6]}.json"
+    )
+    path = run / RESULTS_FOLDER / re.sub(r"[/:]", "-", name)
     content = (json.dumps(result, indent=1) + "\n").encode()
     replace_file(path, content)
     if copy is not None:

@@ -8,10 +8,12 @@ generator for starts and noise. Workers only share out whole groups.
 from __future__ import annotations
 
 import dataclasses
+import math
 import multiprocessing
 import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ class EpisodeRecord:
 
     seed: int
     success: bool = False
-    score: float = 0.0
+    score: float = -math.inf
     steps: int = 0
     descent_steps: list[int] = field(default_factory=list)
     energy: list[float] = field(default_factory=list)
@@ -103,6 +105,10 @@ class _Worker:
         seen: list[deque] = []
         for environment, seed in zip(self.environments, seeds, strict=False):
             first = environment.reset(seed)
+            try:
+                policy.check_observation(first)
+            except UserError as error:
+                raise UserError(f"--task {self.task.name}: {error}") from error
             seen.append(deque([first] * windows.observation_steps, windows.observation_steps))
         previous = np.zeros((len(seeds), windows.horizon, policy.config.action_dim), np.float32)
         has_previous = False
@@ -163,10 +169,10 @@ def _run_group(seeds: list[int]) -> tuple[list[EpisodeRecord], list[dict[str, np
 
 
 def check_fit(policy: Policy, task: Task) -> None:
-    """Check that a policy can act in a task, before the first rollout.
+    """Check that a policy's actions are a task's, before the first rollout.
 
     Raises:
-        UserError: action dimension or observation streams do not fit.
+        UserError: the action dimensions differ.
     """
     if policy.config.action_dim != task.action_dim:
         raise UserError(
@@ -227,8 +233,14 @@ def evaluate(
                 min(workers, len(groups)), multiprocessing.get_context("spawn"),
                 initializer=_start_worker, initargs=(rollout,),
             ) as pool:  # fmt: skip
-                for future in as_completed([pool.submit(_run_group, group) for group in groups]):
-                    collect(future.result())
+                try:
+                    for future in as_completed([pool.submit(_run_group, g) for g in groups]):
+                        collect(future.result())
+                except BrokenProcessPool as error:
+                    raise UserError(
+                        f"--workers {workers}: a worker process died (out of memory, or the "
+                        "simulator crashed); try --workers 1 to see its own message"
+                    ) from error
         seconds = time.perf_counter() - began
         torch.set_num_threads(1)
         latency = measure_latency(policy, windows)

@@ -14,6 +14,20 @@ from ebt_policy.tasks.base import Environment
 _MAX_FPS = 20.0
 
 
+def check_target(path: Path) -> None:
+    """Check that a video can be put there, and make its folder.
+
+    Raises:
+        UserError: the name does not end in .mp4, or the folder cannot be made.
+    """
+    if path.suffix != ".mp4" or path.is_dir():
+        raise UserError(f"--video {path}: give the name of an .mp4 file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--video {path}: {error.strerror}") from error
+
+
 class VideoWriter:
     """Collects frames of one episode; the file appears when it is closed.
 
@@ -23,6 +37,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, rate: float) -> None:
+        check_target(path)
         self.path = path
         self.every = max(1, math.ceil(rate / _MAX_FPS))
         self.fps = rate / self.every
@@ -32,21 +47,26 @@ class VideoWriter:
         """Add the present scene, if this step's frame is kept."""
         if step % self.every:
             return
-        image = environment.render()
+        try:
+            image = environment.render()
+        except Exception as error:  # each graphics stack has its own
+            raise UserError(
+                f"--video {self.path}: the scene cannot be drawn on this machine "
+                f"({type(error).__name__}: {error}); leave --video out"
+            ) from error
         image = np.ascontiguousarray(image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2])
         if self.writer is None:
             import imageio_ffmpeg
 
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"--video {self.path}: {error.strerror}") from error
             self.writer = imageio_ffmpeg.write_frames(
                 str(self.path), (image.shape[1], image.shape[0]), fps=self.fps,
                 macro_block_size=2, ffmpeg_log_level="error",
             )  # fmt: skip
             self.writer.send(None)
-        self.writer.send(image)
+        try:
+            self.writer.send(image)
+        except OSError as error:  # ffmpeg could not write
+            raise UserError(f"--video {self.path}: cannot be written ({error})") from error
 
     def close(self) -> None:
         """Finish the file."""

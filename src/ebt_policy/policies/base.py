@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -83,13 +84,15 @@ class Policy(nn.Module):
     def with_sampling(
         self, descent: DescentConfig | None = None, diffusion: DiffusionConfig | None = None
     ) -> Policy:
-        """The same policy with other settings for acting; the weights are shared."""
-        self.config = replace(
+        """A policy with the same weights (shared, not copied) and other settings for acting."""
+        other = copy.copy(self)
+        other.config = replace(
             self.config,
             descent=descent or self.config.descent,
             diffusion=diffusion or self.config.diffusion,
         )
-        return self
+        other.reset()
+        return other
 
     # -- learning ------------------------------------------------------------------------
 
@@ -168,9 +171,7 @@ class Policy(nn.Module):
         Raises:
             UserError: a stream is missing, has another shape, or is not finite.
         """
-        self._window.append(
-            {name: self._checked(name, observation, ()) for name in self.stream_names}
-        )
+        self._window.append(self.check_observation(observation))
         if not self._queue:
             padding = [self._window[0]] * (self._window.maxlen or 1)
             steps = [*padding, *self._window][-len(padding) :]
@@ -206,13 +207,20 @@ class Policy(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            with torch.inference_mode(False), torch.no_grad():
-                device = self.action_normaliser.centre.device
+            device = self.action_normaliser.centre.device
+            # Energies are compared and descended in float32, whatever the caller's autocast.
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                torch.autocast(device.type, enabled=False),
+            ):
                 window = (None, self.config.windows.observation_steps)
                 raw = {
                     name: torch.tensor(self._checked(name, observations, window), device=device)
                     for name in self.stream_names
                 }
+                if {len(values) for values in raw.values()} == {0}:
+                    raise UserError("the batch of observations is empty")
                 if len({len(values) for values in raw.values()}) != 1:
                     sizes = ", ".join(f"{name}: {len(values)}" for name, values in raw.items())
                     raise UserError(f"observation streams differ in batch size ({sizes})")
@@ -230,6 +238,14 @@ class Policy(nn.Module):
         executed = plan[:, self.config.windows.executed]
         return Prediction(executed, plan, evaluations.cpu().numpy(), trace)
 
+    def check_observation(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The policy's streams of one observation, without batch or time, as float32.
+
+        Raises:
+            UserError: a stream is missing, has another shape, or is not finite.
+        """
+        return {name: self._checked(name, observation, ()) for name in self.stream_names}
+
     def _checked(
         self, name: str, observation: Mapping[str, Any], leading: tuple[int | None, ...]
     ) -> np.ndarray:
@@ -241,7 +257,7 @@ class Policy(nn.Module):
             )
         value = observation[name]
         if isinstance(value, Tensor):
-            value = value.detach().cpu().numpy()
+            value = value.detach().float().cpu().numpy()
         array = np.asarray(value, dtype=np.float32)
         expected = (*leading, *self.config.streams[name].shape)
         fits = len(array.shape) == len(expected) and all(

@@ -71,7 +71,10 @@ def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Polic
     for path in (config_path, weights_path):
         if not path.is_file():
             raise UserError(f"{path}: no such file; is {folder} the folder of a trained policy?")
-    config = from_json(PolicyConfig, config_path.read_text(), str(config_path))
+    try:
+        config = from_json(PolicyConfig, config_path.read_text(), str(config_path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{config_path}: not a text file ({error})") from error
     try:
         tensors = load(weights_path.read_bytes())
     except SafetensorError as error:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from ebt_policy.config import DescentConfig
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.results import RESULTS_FOLDER, read_results
 from ebt_policy.policies.ebt import EnergyPolicy
@@ -146,20 +147,22 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
         name: torch.tensor([moment["observation"][name] for moment in moments])
         for name in policy.stream_names
     }
+    shown = result["settings"]["descent"]["steps"]
     settings = dataclasses.replace(
-        policy.config.descent, steps=_DESCENT_STEPS, tolerance=0.0, starts=1, noise=0.0
-    )
-    policy.with_sampling(settings)
+        DescentConfig(**result["settings"]["descent"]),
+        steps=max(_DESCENT_STEPS, shown + 1), tolerance=0.0, starts=1, noise=0.0, max_ms=None,
+    )  # fmt: skip
+    drawn = policy.with_sampling(settings)
+    assert isinstance(drawn, EnergyPolicy)
     generators = [torch.Generator().manual_seed(0) for _ in moments]
     with torch.no_grad():
-        _, _, trace = policy.sample(
+        _, _, trace = drawn.sample(
             policy.normalise_observation(streams), generators, None, keep_path=True
         )
     assert trace is not None
     middle = len(moments) // 2
     unnormalise = policy.action_normaliser.unnormalise
     path = [unnormalise(iterate[middle].detach()).numpy() for iterate in trace.path]
-    shown = result["settings"]["descent"]["steps"]
     rate = make_task(result["task"]).rate
     steps = [moment["step"] for moment in moments]
     first = result["records"][0]
@@ -168,7 +171,7 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
         f"<h2>The energy: {html.escape(result['task'])}</h2>",
         f"<p>Moments of the first evaluated episode (seed {first['seed']}), which {outcome} after "
         f"{first['steps']} steps. The policy takes {shown} descent steps per chunk; the curves go "
-        f"on to {_DESCENT_STEPS} to show the landscape beyond.</p>",
+        f"on to {settings.steps} to show the landscape beyond.</p>",
         _figure(
             figures.energy_against_step(trace, steps, rate),
             "Energy and gradient norm against the descent step, at some moments of the episode.",

@@ -7,12 +7,14 @@
 * actions: a one-dimensional ``Box``, in the units of the demonstrations;
 * success: ``info["is_success"]`` or ``info["success"]`` at any step;
 * score: ``info["score"]`` where there is one, else 1 at success and 0 before;
+* rendering: ``rgb_array``, only for videos;
 * ``max_episode_steps`` of the registration is the horizon.
 """
 
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -25,9 +27,7 @@ class GymnasiumEnvironment(Environment):
     """Adapter from a gymnasium environment, see the module's text."""
 
     def __init__(self, identifier: str) -> None:
-        import gymnasium
-
-        self._environment: Any = gymnasium.make(identifier, render_mode="rgb_array")
+        self._environment: Any = _make(identifier)
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         observation, _ = self._environment.reset(seed=seed)
@@ -52,6 +52,18 @@ class GymnasiumEnvironment(Environment):
         return {name: np.asarray(value, np.float32) for name, value in named.items()}
 
 
+def _make(identifier: str) -> Any:
+    """Make the environment, with ``rgb_array`` rendering if it can draw at all."""
+    import gymnasium
+
+    try:
+        with warnings.catch_warnings():  # gymnasium warns where it is about to raise, too
+            warnings.simplefilter("ignore")
+            return gymnasium.make(identifier, render_mode="rgb_array")
+    except TypeError:
+        return gymnasium.make(identifier)
+
+
 def gymnasium_task(identifier: str) -> Task:
     """A registered gymnasium environment as a task.
 
@@ -63,7 +75,7 @@ def gymnasium_task(identifier: str) -> Task:
     except ImportError as error:
         raise missing_extra(f"gym:{identifier}", error) from error
     try:
-        environment = gymnasium.make(identifier, render_mode="rgb_array")
+        environment = _make(identifier)
     except (gymnasium.error.Error, ImportError) as error:
         raise UserError(f"--task gym:{identifier}: gymnasium cannot make it ({error})") from error
     space, spec = environment.action_space, environment.spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import functools
 import os
 import sys
@@ -20,8 +21,9 @@ FRAME_HEIGHT, FRAME_WIDTH = 240, 320
 
 def _package() -> tuple[dict[str, Any], dict[str, Any]]:
     """Environments and experts by task name, without Meta-World's version suffixes."""
-    if sys.platform == "linux":  # render without a display
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    if sys.platform == "linux":  # draw without a display, or simulate without drawing
+        has_egl = ctypes.util.find_library("EGL") is not None
+        os.environ.setdefault("MUJOCO_GL", "egl" if has_egl else "disabled")
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
         from metaworld.policies import ENV_POLICY_MAP

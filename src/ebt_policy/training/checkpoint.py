@@ -30,7 +30,7 @@ class Progress:
     Attributes:
         step: training steps done.
         seconds: training time spent, as the budget counts it.
-        data_sha256: of the actions, so that a run never continues on other data.
+        data_sha256: of everything the run reads, so that it never continues on other data.
     """
 
     step: int
@@ -50,14 +50,16 @@ def write_checkpoint(run: Path, progress: Progress, tensors: dict[str, Tensor]) 
     folder = run / FOLDER / f"{progress.step:09d}"
     partial = run / FOLDER / f".{progress.step:09d}.part"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for stale in (run / FOLDER).glob(".*.part"):  # of a process that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        if folder.exists():  # saved a moment ago, or by the run that is resumed
+            return
         partial.mkdir(parents=True)
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, partial / _STATE)
         (partial / _PROGRESS).write_text(json.dumps(asdict(progress)))
         for file in partial.iterdir():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -7,13 +7,27 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ebt_policy.errors import UserError
+
 TRAINING_FILE, METRICS_FILE, SUMMARY_FILE = "training.json", "metrics.jsonl", "summary.json"
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    """How a finished run was trained; None while it is unfinished (or a bare policy)."""
+    """How a finished run was trained; None while it is unfinished (or a bare policy).
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = run / SUMMARY_FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path}: damaged ({error}); --resume the finished run to write it again"
+        ) from error
+    return summary
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

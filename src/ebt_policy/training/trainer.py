@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import math
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import Tensor
 from tqdm import tqdm
 
@@ -78,6 +79,8 @@ def check_same_settings(kind: type, path: Path, given: Any) -> None:
     Raises:
         UserError: names the first setting that differs.
     """
+    if not path.exists():
+        raise UserError(f"--resume: {path} is missing; {path.parent} is no run of ebt-policy train")
     saved: Any = from_json(kind, path.read_text(), str(path))
     for field in dataclasses.fields(given):
         before, now = getattr(saved, field.name), getattr(given, field.name)
@@ -107,7 +110,11 @@ class _Trainer:
                 f"{run}: holds a run already; continue it with --resume, or use another --out"
             )
         torch.set_num_threads(config.threads)
-        self.accelerator = Accelerator(mixed_precision="bf16" if config.bf16 else "no")
+        # A scalar head's last bias does not move the energy's gradient: it may have none.
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if config.bf16 else "no",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
         self.device = self.accelerator.device
         world = self.accelerator.num_processes
         if config.batch_size % world:
@@ -137,6 +144,9 @@ class _Trainer:
             actions[seen],
             str(demonstrations.path),
         )
+        still = (policy.action_normaliser.moves == 0).nonzero().flatten().tolist()
+        if still and self.accelerator.is_main_process:
+            print(f"constant action dimensions, kept at their value: {still}")
         self.order = BatchOrder(len(self.windows), config.batch_size, config.seed)
         self.ema = copy.deepcopy(policy).to(self.device).eval().requires_grad_(False)
         self.policy = policy.to(self.device).train()
@@ -309,10 +319,16 @@ class _Trainer:
         if not self.accelerator.is_main_process:
             return
         record = {"step": self.step, "seconds": round(self.seconds, 3), **values}
-        with (self.run / METRICS_FILE).open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        for name, value in values.items():
-            self.logger.add_scalar(name, value, self.step)
+        try:
+            with (self.run / METRICS_FILE).open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            for name, value in values.items():
+                self.logger.add_scalar(name, value, self.step)
+        except OSError as error:
+            raise UserError(
+                f"{self.run / METRICS_FILE}: cannot be written ({error.strerror or error}); free "
+                "some space and continue with --resume"
+            ) from error
 
     def _finish(self) -> None:
         self.logger.close()
@@ -341,17 +357,20 @@ class _Trainer:
             tensors |= {f"raw.{n}": t for n, t in self.policy.state_dict().items()}
             tensors |= {f"ema.{n}": t for n, t in self.ema.state_dict().items()}
             tensors |= optimizer_tensors(self.optimizer)
-            digest = self.data["sha256"]["action"]
-            write_checkpoint(self.run, Progress(self.step, self.seconds, digest), tensors)
+            progress = Progress(self.step, self.seconds, self._data_digest())
+            write_checkpoint(self.run, progress, tensors)
             save_policy(self.ema, self.run)
         self._continue()
 
+    def _data_digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.data["sha256"], sort_keys=True).encode()).hexdigest()
+
     def _restore(self, folder: Path) -> None:
         progress, tensors = read_checkpoint(folder)
-        digest = self.data["sha256"]["action"]
+        digest = self._data_digest()
         if progress.data_sha256 != digest:
             raise UserError(
-                f"--resume: {self.run} was trained on other data (SHA-256 of the actions "
+                f"--resume: {self.run} was trained on other data (SHA-256 of what it reads "
                 f"{progress.data_sha256[:12]}…, now {digest[:12]}…)"
             )
         for prefix, module in (("raw.", self.policy), ("ema.", self.ema)):

@@ -11,6 +11,7 @@ from torch import Tensor
 from ebt_policy.config import StreamConfig, WindowConfig
 from ebt_policy.demonstrations import Demonstrations
 from ebt_policy.demonstrations.base import episode_of_step
+from ebt_policy.demonstrations.zarr_buffer import PUSHT_KEYS
 from ebt_policy.errors import UserError
 from ebt_policy.windows.batch import Batch
 
@@ -155,7 +156,7 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
     Raises:
         UserError: a key does not exist or is an image, or an angle's index is out of range.
     """
-    is_pusht = {"state", "keypoint", "n_contacts"} <= set(demonstrations.observations)
+    is_pusht = set(demonstrations.observations) >= PUSHT_KEYS
     if keys is None:
         if is_pusht:
             return {"state": PUSHT_STATE}
@@ -177,7 +178,7 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
             label, _, indices = option.partition("=")
             if label != "angles" or not all(i.isdigit() for i in indices.split("+") if i):
                 raise UserError(f"--obs {part}: write KEY or KEY:angles=I+J, e.g. state:angles=4")
-            angles = tuple(int(i) for i in indices.split("+") if i)
+            angles = tuple(sorted({int(i) for i in indices.split("+") if i}))
             size = int(np.prod(info.shape))
             if any(i >= size for i in angles):
                 raise UserError(f"--obs {part}: {name!r} has {size} elements, counted from 0")
