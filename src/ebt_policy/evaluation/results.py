@@ -32,11 +32,22 @@ def store_result(result: dict[str, Any], run: Path, copy: Path | None) -> Path:
         f"{seeds[0]}-{seeds[-1]}-{hashlib.sha256(settings.encode()).hexdigest()[:6]}.json"
     )
     path = run / RESULTS_FOLDER / re.sub(r"[/:]", "-", name)
-    content = (json.dumps(result, indent=1) + "\n").encode()
+    content = to_text(result).encode()
     replace_file(path, content)
     if copy is not None:
         replace_file(copy, content)
     return path
+
+
+def to_text(result: dict[str, Any]) -> str:
+    """A result as JSON that people can read and compare: one line for each episode."""
+    long = ("records", "moments")
+    head = json.dumps({k: v for k, v in result.items() if k not in long}, indent=1)
+    parts = [head.removesuffix("\n}")]
+    for key in long:
+        lines = ",\n  ".join(json.dumps(item) for item in result[key])
+        parts.append(f',\n "{key}": [\n  {lines}\n ]')
+    return "".join(parts) + "\n}\n"
 
 
 def read_results(run: Path) -> list[dict[str, Any]]:
