@@ -59,7 +59,7 @@ def test_best_of_n_returns_the_start_with_the_lowest_final_energy() -> None:
             {k: torch.from_numpy(v) for k, v in observations(3).items()}
         )
         memory = made.energy.remember(seen)
-        start, _ = made.starts(3, torch.device("cpu"), generators(3), None)
+        start, _ = made.starts(memory, generators(3), None)
         every, trace = descend(made.energy.given(memory, 6), start, made.config.descent)
         chosen, kept = best_of(every, trace, 6)
         energies = made.energy.given(memory, 6)(every).reshape(3, 6)

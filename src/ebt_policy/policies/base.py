@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ebt_policy.config import DescentConfig, DiffusionConfig, PolicyConfig
 from ebt_policy.descent import Trace
+from ebt_policy.energy.transformer import Memory
 from ebt_policy.errors import UserError
 from ebt_policy.shapes import Float
 from ebt_policy.windows.batch import Batch
@@ -138,6 +139,12 @@ class Policy(nn.Module):
         angles = flat[..., list(stream.angles)]
         keep = [i for i in range(flat.shape[-1]) if i not in stream.angles]
         return torch.cat([flat[..., keep], angles.sin(), angles.cos()], dim=-1)
+
+    def zero_chunk(self, memory: Memory) -> Float[Tensor, "b t a"]:
+        """A chunk of zeros (the middle of the demonstrated range) for each observation."""
+        keys = memory[0][0]
+        horizon = self.config.windows.horizon
+        return torch.zeros(len(keys), horizon, self.config.action_dim, device=keys.device)
 
     # -- acting --------------------------------------------------------------------------
 

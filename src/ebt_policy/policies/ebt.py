@@ -10,6 +10,7 @@ from torch import Tensor
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace, best_of, descend
 from ebt_policy.energy.model import EnergyModel
+from ebt_policy.energy.transformer import Memory
 from ebt_policy.objectives.basin import basin
 from ebt_policy.objectives.equilibrium import equilibrium
 from ebt_policy.objectives.unrolled import unrolled
@@ -54,8 +55,7 @@ class EnergyPolicy(Policy):
         keep_path: bool = False,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
         memory = self.energy.remember(observation)
-        batch, device = len(memory[0][0]), memory[0][0].device
-        start, noise = self.starts(batch, device, generators, previous)
+        start, noise = self.starts(memory, generators, previous)
         settings = self.config.descent
         actions, trace = descend(
             self.energy.given(memory, settings.starts), start, settings, noise, keep_path
@@ -66,8 +66,7 @@ class EnergyPolicy(Policy):
 
     def starts(
         self,
-        batch: int,
-        device: torch.device,
+        memory: Memory,
         generators: Sequence[torch.Generator] | None,
         previous: Float[Tensor, "b t a"] | None,
     ) -> tuple[Float[Tensor, "bn t a"], Float[Tensor, "k bn t a"] | None]:
@@ -77,8 +76,8 @@ class EnergyPolicy(Policy):
         executed actions) where starts are centred; the others are spread around it.
         """
         settings, windows = self.config.descent, self.config.windows
-        chunk = (windows.horizon, self.config.action_dim)
-        centre = torch.zeros(batch, *chunk, device=device)
+        centre = self.zero_chunk(memory)
+        batch, chunk, device = len(centre), centre.shape[1:], centre.device
         warm = settings.warm_start and previous is not None
         if warm:
             assert previous is not None

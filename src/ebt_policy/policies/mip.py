@@ -44,13 +44,10 @@ class MIPPolicy(Policy):
         previous: Float[Tensor, "b t a"] | None,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
         memory = self.network.remember(observation)
-        batch, device = len(memory[0][0]), memory[0][0].device
-        chunk = torch.zeros(
-            batch, self.config.windows.horizon, self.config.action_dim, device=device
-        )
+        chunk = self.zero_chunk(memory)
         for level in (0.0, self.config.mip.level):
             chunk = self._predict(chunk, memory, level)
-        return chunk, torch.full((batch,), 2), None
+        return chunk, torch.full((len(chunk),), 2), None
 
     def _predict(
         self, actions: Float[Tensor, "b t a"], memory: Memory, level: float

@@ -37,8 +37,4 @@ class RegressionPolicy(Policy):
 
     def _predict(self, observation: dict[str, Tensor]) -> Float[Tensor, "b t a"]:
         memory = self.network.remember(observation)
-        batch, device = len(memory[0][0]), memory[0][0].device
-        zeros = torch.zeros(
-            batch, self.config.windows.horizon, self.config.action_dim, device=device
-        )
-        return self.network(zeros, memory)
+        return self.network(self.zero_chunk(memory), memory)
