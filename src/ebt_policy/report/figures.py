@@ -129,22 +129,18 @@ def energy_against_step(trace: Trace, moments: list[int], rate: float | None) ->
     return figure
 
 
-def descent_in_action_space(
-    path: list[np.ndarray], demonstrated: np.ndarray | None, executed: slice
-) -> Figure:
+def descent_in_action_space(path: list[np.ndarray], executed: slice) -> Figure:
     """How one chunk moves over the descent: its first two action dimensions.
 
     Args:
-        path: chunks (T, A) of the iterates, in the units of the demonstrations.
-        demonstrated: actions (n, A) for the background, if any.
+        path: chunks (T, A) of the iterates, in the units of the demonstrations; the last one is
+            what the policy returns.
         executed: the part of the chunk that is executed.
     """
     two = path[0].shape[1] > 1
     figure = Figure(figsize=(8.4, 3.4))
     plane, time = figure.subplots(1, 2)
     colours = matplotlib.colormaps["plasma"](np.linspace(0.85, 0.0, len(path)))
-    if demonstrated is not None and two:
-        plane.plot(demonstrated[:, 0], demonstrated[:, 1], ".", color="#cccccc", ms=1.5, zorder=0)
     for k, chunk in enumerate(path):
         last = k == len(path) - 1
         style = {"color": colours[k], "lw": 2.0 if last else 1.0, "label": f"{k} steps"}

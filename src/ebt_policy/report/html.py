@@ -177,9 +177,7 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
             "Energy and gradient norm against the descent step, at some moments of the episode.",
         ),
         _figure(
-            figures.descent_in_action_space(
-                path[: shown + 2], None, policy.config.windows.executed
-            ),
+            figures.descent_in_action_space(path[: shown + 1], policy.config.windows.executed),
             f"One chunk on its way down the energy, {steps[middle] / rate:.1f} s into the episode.",
         ),
         _figure(
