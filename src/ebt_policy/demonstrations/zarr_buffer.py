@@ -44,6 +44,10 @@ def store_root(path: Path) -> str | None:
     return roots[0].rstrip("/") if roots else None
 
 
+def _missing_chunks(array: Any) -> int:
+    return int(array.nchunks - array.nchunks_initialized)
+
+
 class ZarrDemonstrations(Demonstrations):
     """A Diffusion Policy replay buffer.
 
@@ -119,14 +123,12 @@ class ZarrDemonstrations(Demonstrations):
     def missing_chunks(self, key: str) -> int:
         """Number of a key's chunks that are absent; zarr reads these as the fill value."""
         array = self._action if key == ACTION else self._arrays[key]
-        return int(array.nchunks - array.nchunks_initialized)
+        return _missing_chunks(array)
 
     def _decode(self, array: Any, name: str, part: slice = slice(None)) -> np.ndarray:
         # Writers may leave out a chunk that is all zeros, which one number per step can be (a
         # flag, a closed gripper). A whole row of zeros for many steps is a lost chunk.
-        if int(np.prod(array.shape[1:])) > 1 and int(array.nchunks_initialized) < int(
-            array.nchunks
-        ):
+        if int(np.prod(array.shape[1:])) > 1 and _missing_chunks(array):
             raise UserError(
                 f"{self.path}: {name} has {array.nchunks_initialized} of {array.nchunks} chunks "
                 "(a truncated copy?)"

@@ -200,14 +200,16 @@ class _Trainer:
             save_policy(self.ema, self.run)
             self._open_logs()
         saved_at = time.perf_counter()
-        validated = math.floor(self._progress() * _VALIDATIONS)
+        progress = self._progress()
+        validated = math.floor(progress * _VALIDATIONS)
         began, began_step = self.seconds, self.step
         with tqdm(
             total=100, desc=self.policy.config.policy, unit="%", disable=not main,
             mininterval=1.0, bar_format=_BAR,
         ) as bar:  # fmt: skip
-            while (progress := self._progress()) < 1:
+            while progress < 1:
                 loss, norm, rate = self._one_step(progress)
+                progress = self._progress()
                 if self.step % _LOG_STEPS == 0:
                     self._pause()
                     speed = (
@@ -221,9 +223,9 @@ class _Trainer:
                         loss=loss, gradient_norm=norm, learning_rate=rate, samples_per_second=speed
                     )
                     self._continue()
-                bar.update(100 * min(self._progress(), 1) - bar.n)
-                if math.floor(self._progress() * _VALIDATIONS) > validated:
-                    validated = math.floor(self._progress() * _VALIDATIONS)
+                bar.update(100 * min(progress, 1) - bar.n)
+                if math.floor(progress * _VALIDATIONS) > validated:
+                    validated = math.floor(progress * _VALIDATIONS)
                     self._validate()
                 due = time.perf_counter() - saved_at >= self.config.checkpoint_seconds
                 if self._agreed(due):
