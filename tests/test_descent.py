@@ -18,12 +18,13 @@ from ebt_policy.policies import EnergyPolicy
 
 SETTINGS = {
     "basin": DescentConfig(steps=3),
-    "several starts": DescentConfig(steps=3, starts=4, start="noise"),
+    "several starts": DescentConfig(steps=3, starts=4),
+    "from noise": DescentConfig(steps=3, starts=2, start="zero", spread=1.0),
     "langevin": DescentConfig(steps=3, noise=0.2, starts=2),
     "energy-scaled": DescentConfig(
-        steps=4, rule="energy", momentum=0.9, start="noise", normalise=True, step_size=0.2
+        steps=4, rule="energy", momentum=0.9, start="zero", normalise=True, step_size=0.2
     ),
-    "stopping": DescentConfig(steps=6, tolerance=0.05, step_size=0.3, start="noise"),
+    "stopping": DescentConfig(steps=6, tolerance=0.05, step_size=0.3),
 }
 
 
@@ -52,15 +53,17 @@ def test_alone_or_in_a_batch_gives_the_same_actions(name: str) -> None:
 
 
 def test_best_of_n_returns_the_start_with_the_lowest_final_energy() -> None:
-    made = policy(descent=DescentConfig(steps=2, starts=6, start="noise"))
+    made = policy(descent=DescentConfig(steps=2, starts=6))
     assert isinstance(made, EnergyPolicy)
     with torch.no_grad():
         seen = made.normalise_observation(
             {k: torch.from_numpy(v) for k, v in observations(3).items()}
         )
         memory = made.energy.remember(seen)
-        start, _ = made.starts(memory, generators(3), None)
-        every, trace = descend(made.energy.given(memory, 6), start, made.config.descent)
+        start, _, taken = made.starts(memory, generators(3), None)
+        assert taken == 1
+        energy = made.energy.given(memory, 6)
+        every, trace = descend(energy, start, made.config.descent, taken=taken)
         chosen, kept = best_of(every, trace, 6)
         energies = made.energy.given(memory, 6)(every).reshape(3, 6)
         assert torch.allclose(made.energy.given(memory)(chosen), energies.min(1).values)
@@ -129,12 +132,47 @@ def test_langevin_noise_needs_its_draws() -> None:
 
 
 def test_warm_start_begins_from_the_shifted_previous_chunk() -> None:
-    made = policy(descent=DescentConfig(steps=1, warm_start=True, step_size=1e-6))
+    made = policy(descent=DescentConfig(steps=1, warm_start=True, step_size=1e-6, spread=0.0))
     previous = torch.arange(32.0).reshape(1, 16, 2).numpy()
     plan = made.predict_chunk(observations(1), generators(1), previous).plan
     # A tiny step stays at the start: the last half of the previous chunk, then its last action.
     assert abs(plan[0, :8] - previous[0, 8:]).max() < 1e-2
     assert abs(plan[0, 8:] - previous[0, -1]).max() < 1e-2
+
+
+def test_the_first_step_lands_on_the_proposal_without_a_gradient() -> None:
+    made = policy(descent=DescentConfig(steps=1))
+    assert isinstance(made, EnergyPolicy)
+    raw = {k: torch.from_numpy(v) for k, v in observations(3).items()}
+    seen = made.normalise_observation(raw)
+    with torch.no_grad():
+        proposal = made.energy.proposal(made.energy.remember(seen))
+    chunk, evaluations, trace = made.sample(seen, generators(3), None)
+    assert torch.equal(chunk, proposal)
+    assert evaluations.tolist() == [1, 1, 1]
+    assert trace is not None
+    assert trace.energy.shape == (3, 1)
+    assert trace.gradient_norm.shape == (3, 0)
+    more = made.with_sampling(DescentConfig(steps=3, spread=0.0))
+    assert isinstance(more, EnergyPolicy)
+    _, evaluations, trace = more.sample(seen, generators(3), None, keep_path=True)
+    assert evaluations.tolist() == [3, 3, 3]
+    assert trace is not None
+    assert torch.equal(trace.path[0], proposal)
+    assert trace.gradient_norm.shape == (3, 2)
+
+
+def test_starts_are_spread_around_the_centre() -> None:
+    made = policy(descent=DescentConfig(starts=200, spread=0.5))
+    assert isinstance(made, EnergyPolicy)
+    raw = {k: torch.from_numpy(v) for k, v in observations(2).items()}
+    with torch.no_grad():
+        memory = made.energy.remember(made.normalise_observation(raw))
+        start, _, _ = made.starts(memory, generators(2), None)
+        away = start.reshape(2, 200, 16, 2) - made.energy.proposal(memory)[:, None]
+    assert away.square().mean().sqrt().item() == pytest.approx(0.5, rel=0.1)
+    # Smooth over the chunk: neighbours go together.
+    assert (away[:, :, 1:] - away[:, :, :-1]).square().mean() < 0.3 * away.square().mean()
 
 
 def test_unrolled_result_does_not_depend_on_the_batch() -> None:
@@ -172,9 +210,26 @@ def test_unrolled_keeps_the_graph_of_the_last_step_only() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("steps", 0), ("starts", 0), ("max_ms", -1.0), ("step_size", 0.0), ("momentum", -0.1)],
-)
+    [
+        ("steps", 0),
+        ("starts", 0),
+        ("max_ms", -1.0),
+        ("step_size", 0.0),
+        ("momentum", -0.1),
+        ("spread", -0.1),
+    ],
+)  # fmt: skip
 def test_impossible_settings_are_refused_by_name(name: str, value: float) -> None:
     changes: dict[str, Any] = {name: value}
     with pytest.raises(UserError, match=f"descent.{name} = "):
         DescentConfig(**changes)
+
+
+def test_several_starts_without_spread_are_refused() -> None:
+    with pytest.raises(UserError, match="would all be the same"):
+        DescentConfig(starts=4, spread=0.0)
+
+
+def test_only_basin_trains_a_proposal() -> None:
+    with pytest.raises(UserError, match=r"descent.start = proposal: objective = unrolled"):
+        config(objective="unrolled", descent=DescentConfig())

@@ -14,6 +14,7 @@ from ebt_policy.energy.model import EnergyModel, energy_and_gradient
 from ebt_policy.errors import UserError
 from ebt_policy.objectives.basin import basin
 from ebt_policy.objectives.equilibrium import equilibrium
+from ebt_policy.objectives.noise import smooth
 from ebt_policy.policies import EnergyPolicy, make_policy
 
 
@@ -61,13 +62,26 @@ def test_gradient_agrees_with_finite_differences(form: str) -> None:
     assert torch.allclose((up - down).double() / (2 * step), slope, rtol=2e-3, atol=2e-3)
 
 
-def test_residual_energy_is_half_the_squared_distance_to_the_output() -> None:
+def test_residual_energy_is_half_the_squared_distance_to_the_landing_plus_an_offset() -> None:
     energy, memory = prepared("residual")
     actions = torch.randn(4, 16, 2)
     output = energy.network(actions, memory)
-    assert torch.allclose(
-        energy(actions, memory), 0.5 * (actions - output).square().sum((1, 2)), atol=1e-5
-    )
+    assert output.shape == (4, 16, 3)
+    expected = 0.5 * (actions - output[..., :2]).square().sum((1, 2)) + output[..., 2].sum(1)
+    assert torch.allclose(energy(actions, memory), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["residual", "scalar"])
+def test_proposal_is_a_chunk_of_the_observation_alone(form: str) -> None:
+    energy, memory = prepared(form)
+    proposal = energy.proposal(memory)
+    assert proposal.shape == (4, 16, 2)
+    assert not torch.allclose(proposal[0], proposal[1], atol=1e-4)
+    empty = energy.network.transformer.empty
+    assert empty is not None
+    other = policy(objective="equilibrium")
+    assert isinstance(other, EnergyPolicy)
+    assert other.energy.network.transformer.empty is None
 
 
 def test_action_t_sees_observation_s_only_if_t_is_not_before_s() -> None:
@@ -103,23 +117,35 @@ def test_observation_is_encoded_once_however_many_descent_steps() -> None:
     assert counts == {"encoder": 1, "keys": len(blocks)}
 
 
-def test_basin_is_zero_where_a_unit_step_lands_on_the_demonstration() -> None:
+def test_basin_is_zero_where_both_landscapes_land_on_the_demonstration() -> None:
     target = torch.randn(8, 16, 2)
-    errors = basin(lambda x: 0.5 * (x - target).square().sum((1, 2)), target, config().basin)
+    errors = basin(
+        lambda x: 0.5 * (x - target[:4]).square().sum((1, 2)), target, target, config().basin
+    )
+    assert errors.shape == target.shape
     assert errors.abs().max() < 1e-10
 
 
-def test_basin_starts_the_stated_share_at_zero() -> None:
+def test_basin_trains_the_proposal_on_all_and_the_energy_near_the_stated_share() -> None:
     points = []
     target = torch.full((8, 16, 2), 5.0)
 
     def energy(x: torch.Tensor) -> torch.Tensor:
         points.append(x.detach())
-        return (x - target).square().sum((1, 2))
+        return 0.5 * (x - 4).square().sum((1, 2))
 
-    basin(energy, target, config().basin)
-    assert [bool((p == 0).all()) for p in points[0]] == [True] * 4 + [False] * 4
-    assert (points[0][4:] - 5).abs().max() < 0.5 * 6  # noise of standard deviation up to 0.5
+    errors = basin(energy, target + 2, target, config().basin)
+    # The proposal is 2 away; a step lands on 4, so 1 away; half the batch stands for all of it.
+    assert errors[:, 0, 0].tolist() == pytest.approx([4 + 2 * 1] * 4 + [4] * 4)
+    assert points[0].shape == (4, 16, 2)
+    assert 0 < (points[0] - 5).abs().max() < 0.5 * 6  # noise of standard deviation up to 0.5
+
+
+def test_smooth_noise_has_mean_square_one_and_is_smooth() -> None:
+    noise = smooth(torch.randn(20_000, 16, 1, generator=torch.Generator().manual_seed(0)))
+    assert noise.square().mean().item() == pytest.approx(1, rel=0.05)
+    assert (noise[:, 1:] - noise[:, :-1]).square().mean() < 0.2
+    assert smooth(torch.randn(3, 2, 4)).shape == (3, 2, 4)  # a chunk shorter than the waves
 
 
 def test_equilibrium_target_vanishes_at_the_data_and_points_to_the_noise() -> None:

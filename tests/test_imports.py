@@ -22,6 +22,7 @@ LAYERS = [
     {"tasks"},
     {"evaluation"},
     {"report"},
+    {"benchmarks"},
     {"cli"},
 ]
 # descent and objectives share a layer: the unrolled objective is the descent, trained.

@@ -17,13 +17,16 @@ from ebt_policy import Batch, EnergyPolicy, UserError, load_policy, save_policy
 from ebt_policy.config import (
     DescentConfig,
     DiffusionConfig,
+    FlowConfig,
+    IBCConfig,
     PolicyConfig,
     from_json,
     override,
     to_json,
 )
+from ebt_policy.policies import POLICIES, IBCPolicy
 
-ALL: list[Any] = ["ebt", "diffusion", "mip", "regression"]
+ALL: list[Any] = list(POLICIES)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -65,11 +68,12 @@ def test_every_policy_learns_a_chunk_and_predicts_it(name: Any) -> None:
         return float(np.sqrt(np.mean((plan - target.numpy()) ** 2)))
 
     before = error()
-    for _ in range(200):
+    # The search of IBC wanders around its minimum, and its training is slow.
+    for _ in range(50 if name == "ibc" else 200):
         optimizer.zero_grad()
         made(batch).backward()
         optimizer.step()
-    assert error() < 0.4 * before
+    assert error() < (0.7 if name == "ibc" else 0.4) * before
 
 
 def test_masked_actions_do_not_count_in_the_loss() -> None:
@@ -85,8 +89,11 @@ def test_masked_actions_do_not_count_in_the_loss() -> None:
 def test_policies_share_network_and_size() -> None:
     sizes = {name: sum(p.numel() for p in policy(policy=name).parameters()) for name in ALL}
     levels = 2 * (NETWORK.width * NETWORK.width + NETWORK.width)
-    assert sizes["ebt"] == sizes["regression"]
-    assert sizes["diffusion"] == sizes["mip"] == sizes["ebt"] + levels
+    # The energy has one more output per action, and 16 learned tokens for "no chunk yet".
+    extra = NETWORK.width + 1 + 16 * NETWORK.width
+    assert sizes["ebt"] == sizes["regression"] + extra
+    assert sizes["ibc"] == sizes["ebt"]
+    assert sizes["diffusion"] == sizes["flow"] == sizes["mip"] == sizes["regression"] + levels
 
 
 def test_select_action_follows_the_time_line() -> None:
@@ -125,12 +132,41 @@ def test_samplers_of_the_diffusion_policy() -> None:
     choices: list[Any] = [("ddpm", 100), ("ddim", 10), ("ddim", 2)]
     for sampler, count in choices:
         settings = DiffusionConfig(sampler=sampler, ddim_steps=count)
-        other = made.with_sampling(diffusion=settings)
+        other = made.with_sampling(settings)
         prediction = other.predict_chunk(seen, generators(2))
         steps[sampler, count] = prediction.evaluations.tolist()
         again = other.predict_chunk(seen, generators(2))
         assert (again.plan == prediction.plan).all()  # the generators are all of its randomness
     assert steps == {("ddpm", 100): [100] * 2, ("ddim", 10): [10] * 2, ("ddim", 2): [2] * 2}
+
+
+def test_flow_takes_as_many_euler_steps_as_it_is_told() -> None:
+    made = policy(policy="flow")
+    seen = observations(2)
+    plans = {}
+    for count in (1, 2, 10):
+        prediction = made.with_sampling(FlowConfig(steps=count)).predict_chunk(seen, generators(2))
+        assert prediction.evaluations.tolist() == [count] * 2
+        plans[count] = prediction.plan
+    assert abs(plans[1] - plans[2]).max() > 1e-3
+    assert abs(plans[2] - plans[10]).max() < abs(plans[1] - plans[10]).max()
+
+
+@pytest.mark.parametrize("search", ["derivative-free", "langevin"])
+def test_ibc_searches_the_lowest_energy(search: Any) -> None:
+    made = policy(policy="ibc", ibc=IBCConfig(search=search))
+    assert isinstance(made, IBCPolicy)
+    seen = observations(2)
+    observed = made.normalise_observation({k: torch.from_numpy(v) for k, v in seen.items()})
+    energy = made.energy.given(made.energy.remember(observed))
+    found = {}
+    for samples, iterations in ((1, 1), (64, 8)):
+        settings = IBCConfig(search=search, samples=samples, iterations=iterations)
+        chunk, evaluations, _ = made.with_sampling(settings).sample(observed, generators(2), None)
+        assert abs(chunk).max() <= 1
+        assert evaluations.tolist() == [iterations + 1] * 2
+        found[samples] = energy(chunk)
+    assert (found[64] < found[1]).all()
 
 
 def test_actions_stay_in_the_demonstrated_range_and_constants_are_kept() -> None:
@@ -271,12 +307,12 @@ def test_energy_head_and_descent_stay_in_float32_under_autocast() -> None:
     made = policy()
     assert isinstance(made, EnergyPolicy)
     seen = observations(2)
-    plain = made.predict_chunk(seen)
+    plain = made.predict_chunk(seen, generators(2))
     kinds = []
     made.energy.network.transformer.head.register_forward_hook(lambda *a: kinds.append(a[2].dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = made.predict_chunk({k: torch.from_numpy(v).bfloat16() for k, v in seen.items()})
-        same = made.predict_chunk(seen)
+        same = made.predict_chunk(seen, generators(2))
         batch = Batch(
             {k: torch.from_numpy(v) for k, v in seen.items()},
             torch.zeros(2, 16, 2), torch.ones(2, 16, dtype=torch.bool),

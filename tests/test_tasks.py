@@ -8,9 +8,10 @@ import pytest
 from ebt_policy.errors import UserError
 from ebt_policy.tasks import Environment, make_task
 from ebt_policy.tasks.collection import collect
+from ebt_policy.tasks.planar import RADIUS, ROUTES, TOP_SPEED
 from ebt_policy.tasks.pusht import keypoints
 
-TASKS = ["pusht", "metaworld/pick-place", "gym:toy_gym:PointReach-v0"]
+TASKS = ["planar/fork", "pusht", "metaworld/pick-place", "gym:toy_gym:PointReach-v0"]
 
 
 def trajectory(environment: Environment, seed: int, dimensions: int) -> np.ndarray:
@@ -89,3 +90,48 @@ def test_unknown_tasks_and_impossible_collections_are_named() -> None:
             make_task(name)
     with pytest.raises(UserError, match="has no scripted expert"):
         collect(make_task("pusht"), 1, 0)
+
+
+def test_fork_demonstrations_go_both_ways_and_straight_ahead_is_the_obstacle() -> None:
+    task = make_task("planar/fork")
+    assert task.summarise is not None
+    environment = task.make()
+    facts = []
+    for episode in collect(task, 40, seed=0, progress=False):
+        assert episode.success
+        environment.reset(episode.seed)
+        for action in episode.actions:
+            environment.step(action)
+        facts.append(environment.facts())
+    summary = task.summarise(facts)
+    assert min(summary["route_shares"].values()) >= 0.3
+    assert sum(summary["route_shares"].values()) == 1
+    assert summary["collisions"] == 0
+    assert summary["route_distance_mean"] < 0.03
+
+    state = environment.reset(1)["state"]
+    goal = state[4:]
+    for _ in range(task.horizon):
+        outcome = environment.step(goal)  # the mean of the two ways
+        if outcome.done:
+            break
+    assert outcome.done
+    assert not outcome.success
+    assert environment.facts() | {"route_distance": 0} == {
+        "route": None, "collision": True, "route_distance": 0
+    }  # fmt: skip
+    assert task.summarise([environment.facts()])["route_shares"] == dict.fromkeys(ROUTES, 0.0)
+
+
+def test_fork_steps_are_short_and_cannot_jump_into_or_over_the_disc() -> None:
+    environment = make_task("planar/fork").make()
+    before = environment.reset(4)["state"]
+    after = environment.step(np.array([50.0, -50.0])).observation["state"]
+    assert np.linalg.norm(after[:2] - before[:2]) == pytest.approx(TOP_SPEED, abs=1e-6)
+    disc = before[2:4]
+    environment.reset(4)
+    outcomes = [environment.step(disc) for _ in range(60)]
+    first = next(i for i, outcome in enumerate(outcomes) if outcome.done)
+    gap = np.linalg.norm(outcomes[first].observation["state"][:2] - disc)
+    assert RADIUS - TOP_SPEED <= gap <= RADIUS
+    assert not any(outcome.success for outcome in outcomes)

@@ -16,11 +16,11 @@ from typing import Any, Literal, TypeVar
 
 from ebt_policy.errors import UserError
 
-PolicyName = Literal["ebt", "diffusion", "mip", "regression"]
+PolicyName = Literal["ebt", "diffusion", "flow", "mip", "regression", "ibc"]
 EnergyForm = Literal["residual", "scalar"]
 ObjectiveName = Literal["basin", "equilibrium", "unrolled"]
 StepRule = Literal["fixed", "energy"]
-StartName = Literal["zero", "noise"]
+StartName = Literal["proposal", "zero"]
 
 
 def _check(config: Any, names: str, above: int | None = None, least: int | None = None) -> None:
@@ -139,12 +139,12 @@ PRESETS: dict[str, Preset] = {
 class BasinConfig:
     """Quadratic basin: see :mod:`ebt_policy.objectives.basin`."""
 
-    start_share: float = 0.5
+    near_share: float = 0.5
     noise: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start_share <= 1:
-            raise UserError(f"basin.start_share = {self.start_share}: it must lie in [0, 1]")
+        if not 0 < self.near_share <= 1:
+            raise UserError(f"basin.near_share = {self.near_share}: it must lie in (0, 1]")
         _check(self, "noise", above=0)
 
 
@@ -181,15 +181,17 @@ class DescentConfig:
     """How an energy is descended: see :mod:`ebt_policy.descent`.
 
     Attributes:
-        steps: hard limit on gradient steps.
+        steps: hard limit on steps one after the other; the proposal, where that is the start, is
+            the first of them.
         max_ms: hard limit on milliseconds, checked between steps; ``None`` is no limit.
         rule: ``fixed`` steps by ``step_size``; ``energy`` by ``step_size * exp(E / size)``.
         step_size: the step for a gradient of an energy that is summed over the chunk.
         momentum: Nesterov momentum.
         noise: standard deviation of the Langevin noise, falling to 0 at the last step.
         tolerance: a sample stops when its gradient's root mean square falls below this.
-        start: ``zero`` or ``noise``. The first of several starts from ``zero`` is zero.
-        start_scale: standard deviation of noisy starts.
+        start: ``proposal`` is the minimum of the far landscape (see ``EnergyModel.proposal``),
+            ``zero`` the middle of the demonstrated range.
+        spread: standard deviation of the starts around it.
         starts: number of starts; the one with the lowest final energy is returned.
         warm_start: begin from the previous chunk, shifted by the executed actions.
         normalise: bring each iterate to root mean square 1 before a step (released recipe).
@@ -202,16 +204,21 @@ class DescentConfig:
     momentum: float = 0.0
     noise: float = 0.0
     tolerance: float = 0.0
-    start: StartName = "zero"
-    start_scale: float = 0.5
+    start: StartName = "proposal"
+    spread: float = 0.2
     starts: int = 1
     warm_start: bool = False
     normalise: bool = False
 
     def __post_init__(self) -> None:
         _check(self, "steps starts", least=1)
-        _check(self, "max_ms step_size start_scale", above=0)
-        _check(self, "momentum noise tolerance", least=0)
+        _check(self, "max_ms step_size", above=0)
+        _check(self, "momentum noise tolerance spread", least=0)
+        if self.starts > 1 and self.spread == 0:
+            raise UserError(
+                f"descent.starts = {self.starts} with descent.spread = 0: they would all be the "
+                "same; give a spread above 0"
+            )
 
 
 # The form and the descent that belong to each objective's landscape.
@@ -223,10 +230,10 @@ FORM_DEFAULTS: dict[ObjectiveName, EnergyForm] = {
 DESCENT_DEFAULTS: dict[ObjectiveName, DescentConfig] = {
     "basin": DescentConfig(),
     "equilibrium": DescentConfig(
-        steps=10, step_size=0.05, momentum=0.5, start="noise", start_scale=1.0
+        steps=10, step_size=0.05, momentum=0.5, start="zero", spread=1.0
     ),
     "unrolled": DescentConfig(
-        steps=21, rule="energy", momentum=0.9, tolerance=1e-3, start="noise", start_scale=1.0,
+        steps=21, rule="energy", momentum=0.9, tolerance=1e-3, start="zero", spread=1.0,
         normalise=True,
     ),
 }  # fmt: skip
@@ -261,6 +268,44 @@ class MIPConfig:
 
 
 @dataclass(frozen=True)
+class FlowConfig:
+    """Flow matching: see :mod:`ebt_policy.policies.flow`."""
+
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        _check(self, "steps", least=1)
+
+
+@dataclass(frozen=True)
+class IBCConfig:
+    """Implicit behavioural cloning: see :mod:`ebt_policy.policies.ibc`.
+
+    Attributes:
+        counter_examples: per demonstration, in training.
+        search: how chunks are searched when acting (and counter-examples, for ``langevin``).
+        samples: chunks searched at once when acting.
+        iterations: rounds of resampling, or Langevin steps.
+        noise: standard deviation of the first round; each next one is ``shrink`` times smaller.
+        step_size: of the Langevin steps, in units of the noise.
+        max_slope: of the energy along any action element, beyond which training penalises it.
+    """
+
+    counter_examples: int = 16
+    search: Literal["derivative-free", "langevin"] = "langevin"
+    samples: int = 32
+    iterations: int = 10
+    noise: float = 0.2
+    shrink: float = 0.8
+    step_size: float = 1.0
+    max_slope: float = 3.0
+
+    def __post_init__(self) -> None:
+        _check(self, "counter_examples samples iterations", least=1)
+        _check(self, "noise shrink step_size max_slope", above=0)
+
+
+@dataclass(frozen=True)
 class PolicyConfig:
     """All that a saved policy needs to be built again; a run's ``config.json``."""
 
@@ -276,7 +321,9 @@ class PolicyConfig:
     unrolled: UnrolledConfig = field(default_factory=UnrolledConfig)
     descent: DescentConfig = field(default_factory=DescentConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
     mip: MIPConfig = field(default_factory=MIPConfig)
+    ibc: IBCConfig = field(default_factory=IBCConfig)
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -287,6 +334,10 @@ class PolicyConfig:
             raise UserError(
                 "form = residual diverges under objective = unrolled (its energy is never below "
                 "0, so every step exp(E / size) is above the bowl's curvature); use form=scalar"
+            )
+        if self.policy == "ebt" and self.objective != "basin" and self.descent.start == "proposal":
+            raise UserError(
+                f"descent.start = proposal: objective = {self.objective} trains none; use zero"
             )
 
 

@@ -31,8 +31,10 @@ class Trace:
     Attributes:
         energy: (b, K + 1), at each iterate that was evaluated; the last is the final energy.
         gradient_norm: (b, K), root mean square of the gradient's elements at each step.
-        steps: (b,), gradient steps that moved the sample.
+        steps: (b,), steps that moved the sample, those taken before the start included.
         path: K + 1 iterates (b, T, A), kept only on request.
+
+    K is the number of steps after the start.
     """
 
     energy: Float[Tensor, "b k1"]
@@ -71,6 +73,7 @@ def descend(
     config: DescentConfig,
     noise: Float[Tensor, "k b t a"] | None = None,
     keep_path: bool = False,
+    taken: int = 0,
 ) -> tuple[Float[Tensor, "b t a"], Trace]:
     """Descend ``energy`` from ``start``; works inside ``no_grad`` and ``inference_mode`` too.
 
@@ -80,6 +83,7 @@ def descend(
         config: step rule, limits and stopping.
         noise: standard normal draws for each step, needed if ``config.noise`` is not 0.
         keep_path: keep every iterate in the trace.
+        taken: steps that led to ``start`` already; they count towards ``config.steps``.
 
     Returns:
         The last iterates and the trace.
@@ -94,9 +98,9 @@ def descend(
         y = start.detach().clone()
         velocity = torch.zeros_like(y)
         active = torch.ones(len(y), dtype=torch.bool, device=y.device)
-        steps = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        steps = torch.full((len(y),), taken, dtype=torch.int64, device=y.device)
         energies, norms, path = [], [], [y]
-        for k in range(config.steps):
+        for k in range(taken, config.steps):
             point = normalise_rms(y) if config.normalise else y
             value, gradient = energy_and_gradient(
                 energy, point + config.momentum * velocity, create_graph=False
@@ -106,7 +110,7 @@ def descend(
             energies.append(value)
             norms.append(norm)
             active = active & (norm > config.tolerance)
-            if k > 0 and not bool(active.any()):
+            if k > taken and not bool(active.any()):
                 break
             velocity = config.momentum * velocity - step_size(value, y[0].numel(), config) * (
                 gradient
@@ -122,7 +126,8 @@ def descend(
                 break
         with torch.no_grad():
             energies.append(energy(normalise_rms(y) if config.normalise else y))
-    trace = Trace(torch.stack(energies, 1), torch.stack(norms, 1), steps, path if keep_path else [])
+    slopes = torch.stack(norms, 1) if norms else y.new_zeros(len(y), 0)
+    trace = Trace(torch.stack(energies, 1), slopes, steps, path if keep_path else [])
     return y, trace
 
 

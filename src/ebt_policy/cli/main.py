@@ -7,6 +7,7 @@ import dataclasses
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -98,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--data", metavar="PATH", required=True, help="demonstrations")
     train.add_argument("--filter", metavar="KEY", help="robomimic filter key, e.g. train")
     train.add_argument(
-        "--policy", choices=["ebt", "diffusion", "mip", "regression"], default="ebt",
+        "--policy", choices=list(typing.get_args(settings.PolicyName)), default="ebt",
         help="ebt is the energy policy (default), the others are baselines on the same network",
     )  # fmt: skip
     train.add_argument("--preset", choices=list(PRESETS), default="small", help="network size")
@@ -169,6 +170,36 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     report.add_argument("runs", metavar="RUN", nargs="+", help="runs that have been evaluated")
     report.add_argument("--out", metavar="FILE", required=True, help="HTML file to write")
+
+    bench = commands.add_parser("bench", help="reproduce the comparisons of docs/")
+    studies = bench.add_subparsers(required=True, metavar="STUDY", parser_class=_Parser)
+    objectives = _command(
+        studies, "objectives", _bench_objectives,
+        "objectives, descents and baselines compared: what has no result yet is run",
+        "ebt-policy bench objectives --only 'planar-fork/*' --jobs 2",
+    )  # fmt: skip
+    objectives.add_argument(
+        "--only", metavar="PATTERN", action="append", default=[],
+        help="cells to run, e.g. 'pusht/*/basin/*' (default: all; may be given again)",
+    )  # fmt: skip
+    objectives.add_argument(
+        "--list", action="store_true", help="show the cells and what is missing"
+    )
+    objectives.add_argument(
+        "--render", metavar="PAGE", help="write the tables and plots of this page, run nothing"
+    )
+    objectives.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at once")
+    objectives.add_argument(
+        "--work", metavar="DIR", default="runs/objectives", help="folder of the training runs"
+    )
+    objectives.add_argument(
+        "--results", metavar="DIR", default="results/objectives", help="folder of the results"
+    )
+    objectives.add_argument(
+        "--pusht", metavar="PATH", default="data/pusht_cchi_v7_replay.zarr",
+        help="the PushT demonstrations",
+    )  # fmt: skip
+    objectives.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
 
     demo = _command(
         commands, "demo", _demo, "two Meta-World tasks from nothing to a report, in minutes",
@@ -297,6 +328,7 @@ def _eval(options: argparse.Namespace) -> None:
     from ebt_policy.evaluation.results import store_result
     from ebt_policy.evaluation.rollout import Rollout, evaluate
     from ebt_policy.evaluation.video import check_target
+    from ebt_policy.policies import POLICIES
     from ebt_policy.policies.files import load_policy
     from ebt_policy.training.files import read_summary
 
@@ -307,12 +339,12 @@ def _eval(options: argparse.Namespace) -> None:
             raise UserError(
                 f"{flag}: only for --policy {owner}; {options.run} holds --policy {config.policy}"
             )
-    acting = {"ebt": "descent.", "diffusion": "diffusion."}.get(config.policy)
+    part = POLICIES[config.policy].acting
     for text in options.set:
-        if acting is None or not text.startswith(acting):
+        if part is None or not text.startswith(f"{part}."):
             raise UserError(
                 f"--set {text}: a trained --policy {config.policy} can change "
-                + (f"only {acting}…" if acting else "nothing")
+                + (f"only {part}.…" if part else "nothing")
             )
     config = settings.override(config, options.set)
     if options.seed < 0:
@@ -320,17 +352,17 @@ def _eval(options: argparse.Namespace) -> None:
     if options.video:
         check_target(Path(options.video))
     read_summary(Path(options.run))  # a damaged one is better known before the rollouts
-    changes = {"steps": options.descent_steps, "starts": options.starts, "max_ms": options.max_ms}
-    descent = dataclasses.replace(
-        config.descent, **{k: v for k, v in changes.items() if v is not None}
-    )
-    diffusion = config.diffusion
-    if options.sampler is not None:
-        diffusion = dataclasses.replace(diffusion, sampler=options.sampler)
+    changes = {
+        "steps": options.descent_steps, "starts": options.starts, "max_ms": options.max_ms,
+        "sampler": options.sampler,
+    }  # fmt: skip
+    acting = None
+    if part is not None:
+        given = {k: v for k, v in changes.items() if v is not None}
+        acting = dataclasses.replace(getattr(config, part), **given)
     rollout = Rollout(
-        options.run, options.task, descent, diffusion, options.video,
-        options.seed if options.video else None,
-    )  # fmt: skip
+        options.run, options.task, acting, options.video, options.seed if options.video else None
+    )
     result = evaluate(rollout, options.episodes, options.seed, options.workers)
     store_result(result, Path(options.run), Path(options.json) if options.json else None)
     low, high = result["success_ci95"]
@@ -349,6 +381,28 @@ def _report(options: argparse.Namespace) -> None:
 
     write_report([Path(run) for run in options.runs], Path(options.out))
     print(options.out)
+
+
+def _bench_objectives(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.objectives import cells
+    from ebt_policy.benchmarks.pages import render
+    from ebt_policy.benchmarks.runner import missing_acts, run_cell, run_cells
+
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: at least one is needed")
+    work, results, pusht = Path(options.work), Path(options.results), Path(options.pusht)
+    chosen = cells(options.only)
+    if options.render:
+        render(Path(options.render), results)
+    elif options.list:
+        for cell in chosen:
+            missing = ", ".join(act.name for act in missing_acts(cell, results))
+            print(f"{cell.name}: {f'missing {missing}' if missing else 'complete'}")
+    elif options.here:
+        for cell in chosen:
+            run_cell(cell, work, results, pusht)
+    else:
+        run_cells(chosen, work, results, pusht, options.jobs)
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -3,7 +3,10 @@
 Let f(o, a) be the action transformer's output, one vector per action. Two forms:
 
 * ``scalar`` (as released):  E(o, a) = sum over t, i of f(o, a)[t, i]
-* ``residual``:              E(o, a) = 1/2 ||a - f(o, a)||^2
+* ``residual``:              E(o, a) = 1/2 ||a - f(o, a)||^2 + sum over t of b(o, a)[t]
+
+where b is one more output per action: without it every fixed point of f would have the energy 0,
+and the energy could not tell a demonstrated way from a spurious one.
 
 Both are *summed* over the chunk, so that the gradient with respect to the chunk has the scale
 of an action whatever the chunk's length. The released code takes the mean instead and makes up
@@ -31,7 +34,10 @@ class EnergyModel(nn.Module):
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.form: EnergyForm = config.form
-        self.network = Network(config, levels=False)
+        self.network = Network(
+            config, levels=False, extra_outputs=int(config.form == "residual"),
+            empty=config.objective == "basin",
+        )  # fmt: skip
 
     def remember(self, observation: dict[str, Float[Tensor, "b s _"]]) -> Memory:
         """Encode an observation once; the result serves any number of energy evaluations."""
@@ -42,7 +48,18 @@ class EnergyModel(nn.Module):
         outputs = self.network(actions, memory)
         if self.form == "scalar":
             return outputs.sum((1, 2))
-        return 0.5 * (actions - outputs).square().sum((1, 2))
+        landing, offset = outputs[..., :-1], outputs[..., -1]
+        return 0.5 * (actions - landing).square().sum((1, 2)) + offset.sum(1)
+
+    def proposal(self, memory: Memory) -> Float[Tensor, "b t a"]:
+        """The minimum of the far landscape, 1/2 ||a - f(o, no chunk)||^2.
+
+        Far from every demonstration a chunk says nothing, so there the energy looks at the
+        observation alone and is an exact bowl: one unit step lands here, for the price of a
+        forward pass. Only the ``basin`` objective trains it.
+        """
+        outputs: Tensor = self.network(None, memory)
+        return outputs[..., :-1] if self.form == "residual" else outputs
 
     def given(self, memory: Memory, starts: int = 1) -> Energy:
         """The energy under one observation per sample, each repeated for ``starts`` chunks."""

@@ -36,6 +36,8 @@ class ActionTransformer(nn.Module):
         observation_steps, horizon: To and T.
         action_dim: A.
         levels: whether there is a noise-level (or diffusion-time) input.
+        extra_outputs: outputs per token beyond ``action_dim``.
+        empty: whether there are learned tokens for "no chunk yet".
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class ActionTransformer(nn.Module):
         horizon: int,
         action_dim: int,
         levels: bool,
+        extra_outputs: int = 0,
+        empty: bool = False,
     ) -> None:
         super().__init__()
         width = network.width
@@ -59,8 +63,9 @@ class ActionTransformer(nn.Module):
         self.blocks = nn.ModuleList(ActionBlock(network) for _ in range(network.action_blocks))
         self.head = nn.Sequential(
             RMSNorm(width), nn.Linear(width, width), nn.GELU("tanh"),
-            nn.Linear(width, action_dim),
+            nn.Linear(width, action_dim + extra_outputs),
         )  # fmt: skip
+        self.empty = nn.Parameter(torch.randn(horizon, width) * 0.02) if empty else None
         actions = torch.arange(horizon)
         visible = actions[:, None] >= torch.arange(observation_steps)[None, :]
         self.register_buffer("positions", sine_cosine(actions.float(), width), persistent=False)
@@ -75,12 +80,19 @@ class ActionTransformer(nn.Module):
 
     def forward(
         self,
-        actions: Float[Tensor, "b t a"],
+        actions: Float[Tensor, "b t a"] | None,
         memory: Memory,
         level: Float[Tensor, b] | None = None,
-    ) -> Float[Tensor, "b t a"]:
-        """One output vector per action; ``level`` is in [0, 1] where the model has that input."""
-        tokens = self.stem(actions) + self.positions
+    ) -> Float[Tensor, "b t outputs"]:
+        """One output vector per action; ``level`` is in [0, 1] where the model has that input.
+
+        Without ``actions`` the learned empty chunk stands in their place.
+        """
+        if actions is None:
+            assert self.empty is not None
+            tokens = (self.empty + self.positions).expand(len(memory[0][0]), -1, -1)
+        else:
+            tokens = self.stem(actions) + self.positions
         if self.level is not None:
             assert level is not None
             features = sine_cosine(level * 1000.0, self.positions.shape[-1])
@@ -98,16 +110,20 @@ class Network(nn.Module):
     Args:
         config: of the policy.
         levels: whether the action transformer takes a noise level.
+        extra_outputs, empty: see :class:`ActionTransformer`.
     """
 
-    def __init__(self, config: PolicyConfig, levels: bool) -> None:
+    def __init__(
+        self, config: PolicyConfig, levels: bool, extra_outputs: int = 0, empty: bool = False
+    ) -> None:
         super().__init__()
         features = {name: stream.features for name, stream in config.streams.items()}
         windows = config.windows
         self.encoder = ObservationEncoder(features, windows.observation_steps, config.network)
         self.transformer = ActionTransformer(
-            config.network, windows.observation_steps, windows.horizon, config.action_dim, levels
-        )
+            config.network, windows.observation_steps, windows.horizon, config.action_dim, levels,
+            extra_outputs, empty,
+        )  # fmt: skip
 
     def remember(self, observation: dict[str, Float[Tensor, "b s _"]]) -> Memory:
         """Encode normalised observation streams, once for all uses of the chunk."""
@@ -115,8 +131,8 @@ class Network(nn.Module):
 
     def forward(
         self,
-        actions: Float[Tensor, "b t a"],
+        actions: Float[Tensor, "b t a"] | None,
         memory: Memory,
         level: Float[Tensor, b] | None = None,
-    ) -> Float[Tensor, "b t a"]:
+    ) -> Float[Tensor, "b t outputs"]:
         return self.transformer(actions, memory, level)

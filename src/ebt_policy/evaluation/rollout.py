@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ebt_policy.config import DescentConfig, DiffusionConfig
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
 from ebt_policy.evaluation.video import VideoWriter
@@ -46,6 +45,7 @@ class EpisodeRecord:
         steps: control steps until success or the end.
         descent_steps: sequential evaluations of each chunk, in order.
         energy: final energy of each chunk (energy policies only).
+        facts: what the task tells of the episode beyond that.
     """
 
     seed: int
@@ -54,6 +54,7 @@ class EpisodeRecord:
     steps: int = 0
     descent_steps: list[int] = field(default_factory=list)
     energy: list[float] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,13 @@ class Rollout:
     Attributes:
         run: the policy's folder.
         task: the task's name.
-        descent, diffusion: settings for acting instead of the saved ones.
+        acting: settings for acting instead of the saved ones, e.g. a ``DescentConfig``.
         video: where to write a video of ``film_seed``.
     """
 
     run: str
     task: str
-    descent: DescentConfig | None = None
-    diffusion: DiffusionConfig | None = None
+    acting: Any = None
     video: str | None = None
     film_seed: int | None = None
 
@@ -78,7 +78,7 @@ class Rollout:
         """The policy as it will act."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         policy = load_policy(self.run, device)
-        return policy.with_sampling(self.descent, self.diffusion)
+        return policy if self.acting is None else policy.with_sampling(self.acting)
 
 
 class _Worker:
@@ -143,6 +143,8 @@ class _Worker:
                     if outcome.success or outcome.done or record.steps >= self.task.horizon:
                         ended.add(i)
                         break
+            for i in ended:
+                records[i].facts = self.environments[i].facts()
             going = [i for i in going if i not in ended]
         if video is not None:
             video.frame(self.environments[film], 0)
@@ -247,6 +249,8 @@ def evaluate(
         torch.set_num_threads(threads)
     records.sort(key=lambda record: record.seed)
     result = summarise(policy, rollout, records, latency, seconds, workers)
+    if task.summarise is not None:
+        result |= task.summarise([record.facts for record in records])
     return {**result, "moments": _moments(windows, policy)}
 
 
@@ -290,10 +294,10 @@ def summarise(
     config = policy.config
     is_energy = config.policy == "ebt"
     settings: dict[str, Any] = {}
+    if policy.acting is not None:
+        settings[policy.acting] = dataclasses.asdict(getattr(config, policy.acting))
     if is_energy:
-        settings = {"objective": config.objective, "form": config.form, "descent": dataclasses.asdict(config.descent)}  # fmt: skip  # noqa: E501
-    elif config.policy == "diffusion":
-        settings = {"diffusion": dataclasses.asdict(config.diffusion)}
+        settings = {"objective": config.objective, "form": config.form, **settings}
     return {
         "task": rollout.task,
         "policy": config.policy,

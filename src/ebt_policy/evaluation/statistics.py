@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from ebt_policy.shapes import Float
+
 _Z95 = 1.959963984540054
 
 
@@ -31,4 +33,22 @@ def bootstrap_mean(values: list[float], resamples: int = 10_000) -> tuple[float,
     array = np.asarray(values)
     draws = np.random.default_rng(0).integers(len(array), size=(resamples, len(array)))
     low, high = np.percentile(array[draws].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def bootstrap_crossed(
+    values: Float[np.ndarray, "seeds starts"], resamples: int = 4_000
+) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the mean over training seeds and starts.
+
+    Both are drawn anew: the same starts were used with every training seed, so a start's luck
+    is shared. For a paired comparison give the differences.
+    """
+    random = np.random.default_rng(0)
+    seeds, starts = values.shape
+    means = np.empty(resamples)
+    for i in range(resamples):
+        rows = random.integers(seeds, size=seeds)
+        means[i] = values[rows][:, random.integers(starts, size=starts)].mean()
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

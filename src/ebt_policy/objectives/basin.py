@@ -1,11 +1,14 @@
-"""Quadratic basin: ask one unit step of descent to land on the demonstration.
+"""Two-scale quadratic basin: one unit step of descent is to land on the demonstration.
 
-    L = || x - dE(o, x)/dx - a ||^2                              (mean over the chunk)
+Far from every demonstration the chunk says nothing and the landscape is a bowl around what the
+observation alone predicts, p(o) (``EnergyModel.proposal``); near them it is E(o, x):
 
-with x = 0 for a share of the batch and x = a + s * e for the rest, e ~ N(0, I) and
-s ~ U(0, noise). At the optimum dE/dx = x - E[a | o, x]: near a demonstration the landscape is a
-bowl of curvature one, so the step size is 1 and nothing is left to tune; from x = 0 the first
-step is plain regression, which keeps the observation in charge at the far end of the descent.
+    L = || p(o) - a ||^2  +  || x - dE(o, x)/dx - a ||^2,      x = a + s n
+
+with n half smooth, half white noise and s ~ U(0, noise). The first term is plain regression (one
+forward and one backward pass); the second needs a double backward, on ``near_share`` of the batch.
+At the optimum dE/dx = x - E[a | o, x] (Tweedie): the landscape is a bowl of curvature one around
+every way that was demonstrated, so the step is 1 and nothing is left to tune.
 """
 
 from __future__ import annotations
@@ -15,23 +18,36 @@ from torch import Tensor
 
 from ebt_policy.config import BasinConfig
 from ebt_policy.energy.model import Energy, energy_and_gradient
+from ebt_policy.objectives.noise import smooth
 from ebt_policy.shapes import Float
 
 
 def basin(
-    energy: Energy, actions: Float[Tensor, "b t a"], config: BasinConfig
+    energy: Energy,
+    proposal: Float[Tensor, "b t a"],
+    actions: Float[Tensor, "b t a"],
+    config: BasinConfig,
 ) -> Float[Tensor, "b t a"]:
-    """Squared error of each action element after one unit step (one double backward).
+    """Squared error of each action element, of both scales (one double backward).
 
     Args:
-        energy: with the batch's observations fixed.
+        energy: the near landscape, with the first ``near(batch, config)`` observations fixed.
+        proposal: the far landscape's minimum for every observation.
         actions: demonstrated chunks, normalised.
-        config: share of starts at zero, and largest noise.
+        config: share of the batch for the near landscape, and its noise.
     """
-    batch = actions.shape[0]
-    scale = config.noise * torch.rand(batch, 1, 1, device=actions.device)
-    noised = actions + scale * torch.randn_like(actions)
-    from_zero = torch.arange(batch, device=actions.device) < round(config.start_share * batch)
-    point = torch.where(from_zero[:, None, None], torch.zeros_like(actions), noised)
+    errors = (proposal - actions).square()
+    count = near(len(actions), config)
+    target = actions[:count]
+    scale = config.noise * torch.rand(count, 1, 1, device=actions.device)
+    is_smooth = torch.rand(count, 1, 1, device=actions.device) < 0.5
+    draws = torch.randn_like(target)
+    point = target + scale * torch.where(is_smooth, smooth(draws), draws)
     _, gradient = energy_and_gradient(energy, point, create_graph=True)
-    return (point - gradient - actions).square()
+    landing = (point - gradient - target).square() * (len(actions) / count)
+    return torch.cat([errors[:count] + landing, errors[count:]])
+
+
+def near(batch: int, config: BasinConfig) -> int:
+    """How many samples of a batch train the near landscape."""
+    return max(1, round(config.near_share * batch))

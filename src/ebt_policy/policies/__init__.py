@@ -6,6 +6,8 @@ from ebt_policy.config import PolicyConfig, PolicyName
 from ebt_policy.policies.base import Policy, Prediction
 from ebt_policy.policies.diffusion import DiffusionPolicy
 from ebt_policy.policies.ebt import EnergyPolicy
+from ebt_policy.policies.flow import FlowPolicy
+from ebt_policy.policies.ibc import IBCPolicy
 from ebt_policy.policies.mip import MIPPolicy
 from ebt_policy.policies.regression import RegressionPolicy
 from ebt_policy.windows.batch import Batch
@@ -13,8 +15,10 @@ from ebt_policy.windows.batch import Batch
 POLICIES: dict[PolicyName, type[Policy]] = {
     "ebt": EnergyPolicy,
     "diffusion": DiffusionPolicy,
+    "flow": FlowPolicy,
     "mip": MIPPolicy,
     "regression": RegressionPolicy,
+    "ibc": IBCPolicy,
 }
 
 
@@ -28,6 +32,8 @@ __all__ = [
     "Batch",
     "DiffusionPolicy",
     "EnergyPolicy",
+    "FlowPolicy",
+    "IBCPolicy",
     "MIPPolicy",
     "Policy",
     "Prediction",

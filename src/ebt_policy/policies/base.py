@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ebt_policy.config import DescentConfig, DiffusionConfig, PolicyConfig
+from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace
 from ebt_policy.energy.transformer import Memory
 from ebt_policy.errors import UserError
@@ -50,6 +50,9 @@ class Policy(nn.Module):
         config: all that is needed to build the policy again.
     """
 
+    acting: str | None = None
+    """Name of the part of the configuration that says how a trained policy acts, if one does."""
+
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
@@ -82,16 +85,15 @@ class Policy(nn.Module):
         """Name of the way this policy acts, for reports."""
         return "none"
 
-    def with_sampling(
-        self, descent: DescentConfig | None = None, diffusion: DiffusionConfig | None = None
-    ) -> Policy:
-        """A policy with the same weights (shared, not copied) and other settings for acting."""
+    def with_sampling(self, settings: Any) -> Policy:
+        """A policy with the same weights (shared, not copied) and other settings for acting.
+
+        Args:
+            settings: what stands in the configuration under ``acting``, e.g. ``DescentConfig``.
+        """
         other = copy.copy(self)
-        other.config = replace(
-            self.config,
-            descent=descent or self.config.descent,
-            diffusion=diffusion or self.config.diffusion,
-        )
+        assert self.acting is not None
+        other.config = replace(self.config, **{self.acting: settings})
         other.reset()
         return other
 

@@ -23,6 +23,8 @@ from ebt_policy.shapes import Float
 class DiffusionPolicy(Policy):
     """Noise prediction with 100 training steps; acts by DDPM-100 or DDIM."""
 
+    acting = "diffusion"
+
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__(config)
         self.network = Network(config, levels=True)

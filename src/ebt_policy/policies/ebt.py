@@ -11,8 +11,9 @@ from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace, best_of, descend
 from ebt_policy.energy.model import EnergyModel
 from ebt_policy.energy.transformer import Memory
-from ebt_policy.objectives.basin import basin
+from ebt_policy.objectives.basin import basin, near
 from ebt_policy.objectives.equilibrium import equilibrium
+from ebt_policy.objectives.noise import smooth
 from ebt_policy.objectives.unrolled import unrolled
 from ebt_policy.policies.base import Policy, draw
 from ebt_policy.shapes import Float
@@ -29,6 +30,8 @@ class EnergyPolicy(Policy):
         prediction.trace.energy                               # (b, steps + 1)
     """
 
+    acting = "descent"
+
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__(config)
         self.energy = EnergyModel(config)
@@ -40,9 +43,12 @@ class EnergyPolicy(Policy):
     def errors(
         self, observation: dict[str, Tensor], actions: Float[Tensor, "b t a"]
     ) -> Float[Tensor, "b t a"]:
-        energy = self.energy.given(self.energy.remember(observation))
+        memory = self.energy.remember(observation)
         if self.config.objective == "basin":
-            return basin(energy, actions, self.config.basin)
+            count = near(len(actions), self.config.basin)
+            energy = self.energy.given([(keys[:count], values[:count]) for keys, values in memory])
+            return basin(energy, self.energy.proposal(memory), actions, self.config.basin)
+        energy = self.energy.given(memory)
         if self.config.objective == "equilibrium":
             return equilibrium(energy, actions, self.config.equilibrium)
         return unrolled(energy, actions, self.config.unrolled, self.config.descent)
@@ -54,11 +60,10 @@ class EnergyPolicy(Policy):
         previous: Float[Tensor, "b t a"] | None,
         keep_path: bool = False,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
-        memory = self.energy.remember(observation)
-        start, noise = self.starts(memory, generators, previous)
-        settings = self.config.descent
+        memory, settings = self.energy.remember(observation), self.config.descent
+        start, noise, taken = self.starts(memory, generators, previous)
         actions, trace = descend(
-            self.energy.given(memory, settings.starts), start, settings, noise, keep_path
+            self.energy.given(memory, settings.starts), start, settings, noise, keep_path, taken
         )
         if settings.starts > 1:
             actions, trace = best_of(actions, trace, settings.starts)
@@ -69,37 +74,34 @@ class EnergyPolicy(Policy):
         memory: Memory,
         generators: Sequence[torch.Generator] | None,
         previous: Float[Tensor, "b t a"] | None,
-    ) -> tuple[Float[Tensor, "bn t a"], Float[Tensor, "k bn t a"] | None]:
-        """Starting chunks (b * starts, T, A) and the draws of the Langevin noise, if any.
+    ) -> tuple[Float[Tensor, "bn t a"], Float[Tensor, "k bn t a"] | None, int]:
+        """Where the descent begins.
 
-        The first of several starts is the centre (zero, or the previous chunk shifted by the
-        executed actions) where starts are centred; the others are spread around it.
+        Returns:
+            Starting chunks (b * starts, T, A), spread around the centre: the proposal, zero, or
+            the previous chunk shifted by the executed actions. The draws of the Langevin noise,
+            if there is any. And the steps taken so far: 1 if the centre is the proposal, else 0.
         """
         settings, windows = self.config.descent, self.config.windows
-        centre = self.zero_chunk(memory)
-        batch, chunk, device = len(centre), centre.shape[1:], centre.device
-        warm = settings.warm_start and previous is not None
-        if warm:
-            assert previous is not None
-            centre = torch.cat(
-                [
-                    previous[:, windows.action_steps :],
-                    previous[:, -1:].expand(-1, windows.action_steps, -1),
-                ],
-                dim=1,
-            )
-        exact_first = warm or settings.start == "zero"
-        if exact_first and settings.starts == 1:
-            start = centre[:, None]
+        taken = 0
+        if settings.warm_start and previous is not None:
+            kept = previous[:, windows.action_steps :]
+            last = previous[:, -1:].expand(-1, windows.action_steps, -1)
+            centre = torch.cat([kept, last], dim=1)
+        elif settings.start == "proposal":
+            centre, taken = self.energy.proposal(memory), 1
         else:
-            spread = settings.start_scale * draw(
-                (settings.starts, *chunk), batch, generators, device
-            )
-            if exact_first:
-                spread[:, 0] = 0
-            start = centre[:, None] + spread
+            centre = self.zero_chunk(memory)
+        batch, chunk, device = len(centre), centre.shape[1:], centre.device
+        start = centre.repeat_interleave(settings.starts, 0)
+        # The proposal alone is a result too: with no step left, nothing would calm the noise.
+        if settings.spread > 0 and settings.steps > taken:
+            draws = draw((settings.starts, *chunk), batch, generators, device).flatten(0, 1)
+            if settings.start == "proposal":
+                draws = smooth(draws)
+            start = start + settings.spread * draws
         noise = None
         if settings.noise > 0:
             noise = draw((settings.starts, settings.steps, *chunk), batch, generators, device)
             noise = noise.flatten(0, 1).transpose(0, 1)
-        return start.flatten(0, 1), noise
+        return start, noise, taken

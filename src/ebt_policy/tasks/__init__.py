@@ -1,4 +1,4 @@
-"""Tasks by name: ``pusht``, ``metaworld/<task>``, ``gym:<id>``."""
+"""Tasks by name: ``planar/fork``, ``pusht``, ``metaworld/<task>``, ``gym:<id>``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ def make_task(name: str) -> Task:
         UserError: unknown name, or its simulator is not installed.
     """
     # Each simulator is imported only by those who ask for it.
+    if name == "planar/fork":
+        from ebt_policy.tasks.planar import fork
+
+        return fork()
     if name == "pusht":
         from ebt_policy.tasks.pusht import pusht
 
@@ -25,7 +29,9 @@ def make_task(name: str) -> Task:
         from ebt_policy.tasks.gymnasium import gymnasium_task
 
         return gymnasium_task(name.removeprefix("gym:"))
-    raise UserError(f"--task {name}: unknown; there are pusht, metaworld/<task> and gym:<id>")
+    raise UserError(
+        f"--task {name}: unknown; there are planar/fork, pusht, metaworld/<task> and gym:<id>"
+    )
 
 
 __all__ = ["Environment", "Outcome", "Task", "make_task"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,10 @@ class Environment(ABC):
     def render(self) -> np.ndarray:
         """The scene as (H, W, 3) uint8."""
 
+    def facts(self) -> dict[str, Any]:
+        """What the task tells of the episode so far beyond score and success, if anything."""
+        return {}
+
     def close(self) -> None:  # noqa: B027, most have nothing to close
         """Give back windows and graphics contexts, if there are any."""
 
@@ -62,8 +67,9 @@ class Task:
         rate: control steps per second.
         action_dim: A.
         make: builds an environment; called once in each worker process.
-        make_expert: builds a scripted expert for an episode, where there is one.
+        make_expert: builds a scripted expert for the episode of a seed, where there is one.
         action_bounds: legal range of the actions, where it is one for all dimensions.
+        summarise: from every episode's facts to further keys of an evaluation's result.
     """
 
     name: str
@@ -71,8 +77,9 @@ class Task:
     rate: float
     action_dim: int
     make: Callable[[], Environment]
-    make_expert: Callable[[], Expert] | None = None
+    make_expert: Callable[[int], Expert] | None = None
     action_bounds: tuple[float, float] | None = None
+    summarise: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
 
 
 def missing_extra(task: str, error: ImportError) -> UserError:

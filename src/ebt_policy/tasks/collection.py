@@ -51,7 +51,7 @@ def collect(task: Task, episodes: int, seed: int, progress: bool = True) -> list
 
 def _demonstrate(task: Task, environment: Environment, seed: int) -> Episode:
     assert task.make_expert is not None
-    expert = task.make_expert()
+    expert = task.make_expert(seed)
     observation = environment.reset(seed)
     observations: list[Observation] = []
     actions: list[np.ndarray] = []

@@ -75,7 +75,7 @@ class MetaWorldEnvironment(Environment):
         self._environment.close()
 
 
-def _make_expert(name: str) -> Expert:
+def _make_expert(name: str, seed: int) -> Expert:  # noqa: ARG001, its starts say it all
     _, experts = _package()
     expert = experts[name]()
 

@@ -1,0 +1,167 @@
+"""The study behind ``docs/objectives.md``: which methods, on which tasks, acting how.
+
+A *cell* is one training run: a task, a number of demonstrations, a method and a seed. It is
+evaluated in several ways of acting. All methods share the encoder, the trunk, the data and the
+CPU time of training; each has the learning rate and batch size that suited it (``docs``).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+
+from ebt_policy.config import PolicyName
+from ebt_policy.errors import UserError
+
+PRESET = "tiny"
+EVALUATION_SEED = 100_000
+QUALITY = "energy quality"
+
+
+@dataclass(frozen=True)
+class Act:
+    """One way in which a trained policy acts.
+
+    Attributes:
+        name: in the tables.
+        settings: of acting, as ``eval --set`` takes them.
+        episodes: fewer than the task's, where acting is slow.
+        core: whether it is measured for every number of demonstrations, or only for the most.
+    """
+
+    name: str
+    settings: tuple[str, ...] = ()
+    episodes: int | None = None
+    core: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train: ``train --policy POLICY OPTIONS``."""
+
+    name: str
+    policy: PolicyName
+    acts: tuple[Act, ...]
+    options: tuple[str, ...] = ()
+
+
+def _steps(*counts: int, core: tuple[int, ...] = ()) -> tuple[Act, ...]:
+    return tuple(
+        Act(f"{k} step{'s' if k > 1 else ''}", (f"descent.steps={k}",), core=k in core)
+        for k in counts
+    )
+
+
+ADAPTIVE = Act("adaptive", ("descent.steps=20", "descent.tolerance=0.02"))
+SEVERAL = Act("2 steps, 8 starts", ("descent.steps=2", "descent.starts=8", "descent.spread=0.3"))
+METHODS = {
+    method.name: method
+    for method in (
+        Method("basin", "ebt", (
+            *_steps(1, 2, 3, 5, 10, 20, 50, core=(1, 2)), SEVERAL, ADAPTIVE,
+        )),
+        Method("equilibrium", "ebt", _steps(2, 10, 50), ("--objective", "equilibrium")),
+        Method("unrolled", "ebt", (*_steps(2), Act("21 steps")), ("--objective", "unrolled")),
+        Method("diffusion", "diffusion", (
+            Act("DDIM-2", ("diffusion.ddim_steps=2",)),
+            Act("DDIM-10", ("diffusion.ddim_steps=10",), core=True),
+            Act("DDPM-100", ("diffusion.sampler=ddpm",), episodes=50),
+        ), ("--batch-size", "128")),
+        Method("flow", "flow", tuple(
+            Act(f"Euler-{k}", (f"flow.steps={k}",), core=k == 2) for k in (1, 2, 10)
+        ), ("--batch-size", "128")),
+        Method("mip", "mip", (Act("2 evaluations", core=True),)),
+        Method("regression", "regression", (Act("1 evaluation", core=True),)),
+        Method("ibc", "ibc", (Act("Langevin", core=True),)),
+    )
+}  # fmt: skip
+ENERGY_METHODS = ("basin", "equilibrium", "unrolled", "ibc")
+_CURVE_METHODS = ("basin", "diffusion", "flow", "mip", "regression", "ibc")
+
+
+@dataclass(frozen=True)
+class BenchTask:
+    """One task of the study.
+
+    Attributes:
+        name: as ``--task`` takes it.
+        demonstrations: how many to learn from, the most last; () is a given file.
+        budget: CPU time of each training.
+        seeds: of training.
+        episodes: evaluation starts.
+        methods: of :data:`METHODS`.
+    """
+
+    name: str
+    demonstrations: tuple[int, ...]
+    budget: str
+    seeds: tuple[int, ...]
+    episodes: int
+    methods: tuple[str, ...]
+
+    @property
+    def slug(self) -> str:
+        return self.name.replace("/", "-")
+
+
+TASKS = {
+    task.slug: task
+    for task in (
+        BenchTask("planar/fork", (200,), "90s", (0, 1, 2), 200, tuple(METHODS)),
+        BenchTask("pusht", (), "10m", (0, 1, 2), 200, tuple(METHODS)),
+        *(
+            BenchTask(f"metaworld/{name}", (5, 10, 20, 50), "90s", (0,), 50, _CURVE_METHODS)
+            for name in ("assembly", "drawer-open", "pick-place", "push", "shelf-place")
+        ),
+    )
+}
+PUSHT_DEMONSTRATIONS = 206
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of the study."""
+
+    task: BenchTask
+    demonstrations: int
+    method: Method
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.slug}/{self.demonstrations}/{self.method.name}/{self.seed}"
+
+    @property
+    def acts(self) -> tuple[Act, ...]:
+        """The ways of acting that are measured for this cell."""
+        most = not self.task.demonstrations or self.demonstrations == self.task.demonstrations[-1]
+        quality = (Act(QUALITY),) if most and self.method.name in ENERGY_METHODS else ()
+        return tuple(act for act in self.method.acts if most or act.core) + quality
+
+
+def cells(patterns: list[str]) -> list[Cell]:
+    """The cells whose names match any pattern (``pusht/*/basin/*``); all without patterns.
+
+    Seeds go round first, so that an interrupted study has compared every method.
+
+    Raises:
+        UserError: a pattern matches nothing.
+    """
+    every = [
+        Cell(task, count, METHODS[method], seed)
+        for task in TASKS.values()
+        for seed in task.seeds
+        for count in task.demonstrations or (PUSHT_DEMONSTRATIONS,)
+        for method in task.methods
+    ]
+    for pattern in patterns:
+        if not fnmatch.filter([cell.name for cell in every], pattern):
+            raise UserError(
+                f"--only {pattern}: matches no cell; a cell is TASK/DEMONSTRATIONS/METHOD/SEED, "
+                f"for instance {every[0].name} (see --list)"
+            )
+    return [
+        cell
+        for cell in every
+        if not patterns or any(fnmatch.fnmatchcase(cell.name, p) for p in patterns)
+    ]

@@ -1,0 +1,320 @@
+"""The tables and plots of ``docs/objectives.md``, from the files under ``results/`` alone.
+
+Between ``<!-- table: NAME -->`` and ``<!-- end -->`` stands a table; figures are written beside
+the page, into ``figures/``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ebt_policy.benchmarks.objectives import METHODS, QUALITY, TASKS
+from ebt_policy.benchmarks.runner import read_lines
+from ebt_policy.errors import UserError
+from ebt_policy.evaluation.statistics import bootstrap_crossed
+from ebt_policy.policies.files import replace_file
+from ebt_policy.report.figures import png
+
+REFERENCE = ("basin", "2 steps")
+COLOURS = {
+    "basin": "#1b6ca8", "equilibrium": "#6aa5cf", "unrolled": "#a9c9e4", "diffusion": "#d1642b",
+    "flow": "#c9a227", "mip": "#4c9a52", "regression": "#7d6b9e", "ibc": "#8a8a8a",
+}  # fmt: skip
+_STEPS = re.compile(r"^(\d+) steps?$")
+
+
+@dataclass(frozen=True)
+class Group:
+    """All results of one method acting one way on one task, over its training seeds."""
+
+    lines: tuple[dict[str, Any], ...]
+
+    def values(self, key: str) -> np.ndarray:
+        """(seeds, starts) of ``scores`` or ``successes``."""
+        return np.array([line[key] for line in self.lines], np.float64)
+
+    def mean(self, *path: str) -> float:
+        """Mean over seeds of a number in the lines."""
+        found = []
+        for line in self.lines:
+            value: Any = line
+            for key in path:
+                value = value[key]
+            found.append(float(value))
+        return float(np.mean(found))
+
+
+class Results:
+    """Every result of the study, grouped."""
+
+    def __init__(self, folder: Path) -> None:
+        found: dict[tuple[str, int, str, str], list[dict[str, Any]]] = {}
+        for slug in TASKS:
+            for line in read_lines(folder / f"{slug}.jsonl"):
+                key = (slug, line["demonstrations"], line["method"], line["act"])
+                found.setdefault(key, []).append(line)
+        self.groups = {
+            key: Group(tuple(sorted(lines, key=lambda line: line["seed"])))
+            for key, lines in found.items()
+        }
+
+    def most(self, slug: str) -> int:
+        """The largest number of demonstrations with results."""
+        return max((demos for task, demos, _, _ in self.groups if task == slug), default=0)
+
+    def get(self, slug: str, method: str, act: str, demos: int | None = None) -> Group | None:
+        """One group; by default of the most demonstrations."""
+        demos = self.most(slug) if demos is None else demos
+        return self.groups.get((slug, demos, method, act))
+
+
+def render(page: Path, results: Path) -> None:
+    """Write the page's tables and figures.
+
+    Raises:
+        UserError: the page is missing or names an unknown table.
+    """
+    if not page.exists():
+        raise UserError(f"--render {page}: no such page")
+    found = Results(results)
+    for name, figure in (
+        ("steps", _figure_steps(found)), ("curve", _figure_curve(found)),
+        ("adaptive", _figure_adaptive(found)),
+    ):  # fmt: skip
+        if figure is not None:
+            replace_file(page.parent / "figures" / f"objectives-{name}.png", png(figure))
+
+    def table(match: re.Match[str]) -> str:
+        if match[1] in TASKS:
+            text = _table_task(found, match[1])
+        elif match[1] in _TABLES:
+            text = _TABLES[match[1]](found)
+        else:
+            raise UserError(f"{page}: unknown table {match[1]!r}")
+        return f"<!-- table: {match[1]} -->\n{text}<!-- end -->"
+
+    text = re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", table, page.read_text(), flags=re.S)
+    replace_file(page, text.encode())
+    print(page)
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _interval(values: np.ndarray, signed: bool = False) -> str:
+    low, high = bootstrap_crossed(values)
+    sign = "+" if signed else ""
+    return f"{values.mean():{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def difference(one: Group, other: Group, key: str) -> np.ndarray:
+    """(seeds, starts) of one minus the other, over the seeds and starts that both have."""
+    left, right = one.values(key), other.values(key)
+    seeds, starts = np.minimum(left.shape, right.shape)
+    return left[:seeds, :starts] - right[:seeds, :starts]
+
+
+def _table_task(found: Results, slug: str) -> str:
+    """Every method and way of acting on one task."""
+    reference = found.get(slug, *REFERENCE)
+    key = "scores" if slug == "pusht" else "successes"
+    has_routes = slug == "planar-fork"
+    head = [
+        "method", "acts by", "steps", "success [95%]",
+        *(["score [95%]"] if key == "scores" else []),
+        "minus basin, 2 steps", *(["above / below", "collisions"] if has_routes else []),
+        "seeds × starts", "training steps", "windows seen", "multiply-adds",
+    ]  # fmt: skip
+    rows = []
+    for method in METHODS.values():
+        for act in method.acts:
+            group = found.get(slug, method.name, act.name)
+            if group is None:
+                continue
+            gap = "" if reference is None else _interval(difference(group, reference, key), True)
+            shares = []
+            if has_routes:
+                above, below = (group.mean("route_shares", way) for way in ("above", "below"))
+                shares = [f"{above:.2f} / {below:.2f}", f"{group.mean('collisions'):.2f}"]
+            seeds, starts = group.values("scores").shape
+            rows.append([
+                method.name, act.name, f"{group.mean('descent_steps_mean'):.1f}",
+                _interval(group.values("successes")),
+                *([_interval(group.values("scores"))] if key == "scores" else []),
+                "" if group is reference else gap, *shares, f"{seeds} × {starts}",
+                f"{group.mean('training', 'steps'):,.0f}",
+                f"{group.mean('training', 'samples'):,.0f}",
+                f"{group.mean('training', 'multiply_adds'):.1e}",
+            ])  # fmt: skip
+    return _markdown(head, rows)
+
+
+def _metaworld(found: Results) -> list[str]:
+    return [slug for slug in TASKS if slug.startswith("metaworld") and found.most(slug)]
+
+
+def _table_metaworld(found: Results) -> str:
+    """Success on each Meta-World task with the most demonstrations."""
+    slugs = _metaworld(found)
+    rows = []
+    for method in METHODS.values():
+        for act in method.acts:
+            groups = {slug: found.get(slug, method.name, act.name) for slug in slugs}
+            measured = [group for group in groups.values() if group is not None]
+            if not measured:
+                continue
+            cells = [
+                "" if g is None else f"{g.values('successes').mean():.2f}" for g in groups.values()
+            ]
+            every = np.concatenate([group.values("successes") for group in measured], 1)
+            mean = _interval(every) if len(measured) == len(slugs) else ""
+            rows.append([method.name, act.name, *cells, mean])
+    names = [slug.removeprefix("metaworld-") for slug in slugs]
+    return _markdown(["method", "acts by", *names, "mean [95%]"], rows)
+
+
+def _curve(found: Results, method: str, act: str) -> dict[int, np.ndarray]:
+    """(seeds, tasks × starts) of successes by number of demonstrations, where complete."""
+    slugs, curve = _metaworld(found), {}
+    for count in sorted({demos for slug, demos, _, _ in found.groups if slug in slugs}):
+        groups = [found.get(slug, method, act, count) for slug in slugs]
+        whole = [group for group in groups if group is not None]
+        if slugs and len(whole) == len(slugs):
+            curve[count] = np.concatenate([group.values("successes") for group in whole], 1)
+    return curve
+
+
+def _core_acts() -> list[tuple[str, str]]:
+    return [(m.name, act.name) for m in METHODS.values() for act in m.acts if act.core]
+
+
+def _table_curve(found: Results) -> str:
+    """Mean success over the Meta-World tasks by number of demonstrations."""
+    curves = {key: _curve(found, *key) for key in _core_acts()}
+    counts = sorted({count for curve in curves.values() for count in curve})
+    rows = [
+        [*key, *(_interval(curve[c]) if c in curve else "" for c in counts)]
+        for key, curve in curves.items()
+        if curve
+    ]
+    return _markdown(["method", "acts by", *(f"{c} demonstrations" for c in counts)], rows)
+
+
+def _table_quality(found: Results) -> str:
+    """Energy quality, the untrained network beside it."""
+    rows = []
+    for (slug, _, method, act), group in sorted(found.groups.items()):
+        if act != QUALITY:
+            continue
+        cells = []
+        for name in ("auroc_random", "auroc_near", "spearman_white", "spearman_smooth"):
+            trained, untrained = (
+                np.mean([line[which][name][0] for line in group.lines])
+                for which in ("quality", "untrained")
+            )
+            cells.append(f"{trained:.3f} ({untrained:.3f})")
+        observations = sum(line["quality"]["observations"] for line in group.lines)
+        rows.append([slug, method, str(observations), *cells])
+    return _markdown(
+        ["task", "method", "observations", "AUROC, random chunks", "AUROC, near chunks",
+         "Spearman, white", "Spearman, smooth"], rows,
+    )  # fmt: skip
+
+
+_TABLES: dict[str, Callable[[Results], str]] = {
+    "metaworld": _table_metaworld, "curve": _table_curve, "quality": _table_quality,
+}  # fmt: skip
+
+
+def _figure_steps(found: Results) -> Figure | None:
+    """Score or success against the number of descent steps, on every task."""
+    slugs = [slug for slug in TASKS if found.get(slug, *REFERENCE) is not None]
+    if not slugs:
+        return None
+    figure = Figure(figsize=(9.0, 2.6 * ((len(slugs) + 2) // 3)))
+    for place, slug in enumerate(slugs, 1):
+        axes = figure.add_subplot((len(slugs) + 2) // 3, 3, place)
+        key = "scores" if slug == "pusht" else "successes"
+        for method in ("basin", "equilibrium", "unrolled"):
+            points = []
+            for act in METHODS[method].acts:
+                group, match = found.get(slug, method, act.name), _STEPS.match(act.name)
+                if group is not None and match:
+                    values = group.values(key)
+                    points.append((int(match[1]), values.mean(), *bootstrap_crossed(values)))
+            if points:
+                steps, mean, low, high = np.array(points).T
+                axes.plot(steps, mean, "o-", ms=3, color=COLOURS[method], label=method)
+                axes.fill_between(steps, low, high, color=COLOURS[method], alpha=0.2, lw=0)
+        for method, act_name in (
+            ("diffusion", "DDIM-10"),
+            ("mip", "2 evaluations"),
+            ("regression", "1 evaluation"),
+        ):
+            group = found.get(slug, method, act_name)
+            if group is not None:
+                axes.axhline(
+                    group.values(key).mean(), color=COLOURS[method], lw=1, ls="--",
+                    label=f"{method}, {act_name}",
+                )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+        axes.set_title(slug, fontsize=9)
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("descent steps")
+        axes.set_ylabel("score" if key == "scores" else "success")
+        if place == 1:
+            axes.legend(fontsize=6)
+    figure.tight_layout()
+    return figure
+
+
+def _figure_curve(found: Results) -> Figure | None:
+    """Mean success over the Meta-World tasks against the number of demonstrations."""
+    figure = Figure(figsize=(5.5, 3.4))
+    axes = figure.add_subplot()
+    drawn = False
+    for method, act in _core_acts():
+        curve = _curve(found, method, act)
+        if not curve:
+            continue
+        drawn = True
+        counts = sorted(curve)
+        style = ":" if (method, act) == ("basin", "1 step") else "-"
+        means = [curve[c].mean() for c in counts]
+        low, high = np.array([bootstrap_crossed(curve[c]) for c in counts]).T
+        axes.plot(counts, means, f"o{style}", ms=3, color=COLOURS[method], label=f"{method}, {act}")
+        if (method, act) == REFERENCE:
+            axes.fill_between(counts, low, high, color=COLOURS[method], alpha=0.2, lw=0)
+    axes.set_xscale("log")
+    axes.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
+    axes.set_ylim(0, 1.03)
+    axes.set_xlabel("demonstrations")
+    axes.set_ylabel("mean success, Meta-World")
+    axes.legend(fontsize=7)
+    return figure if drawn else None
+
+
+def _figure_adaptive(found: Results) -> Figure | None:
+    """Steps of each chunk along an episode where every chunk stops by itself."""
+    figure = Figure(figsize=(6.0, 3.0))
+    axes = figure.add_subplot()
+    slugs = [slug for slug in TASKS if found.get(slug, "basin", "adaptive") is not None]
+    for slug in slugs:
+        group = found.get(slug, "basin", "adaptive")
+        assert group is not None
+        profile = group.lines[0]["steps_by_chunk"]
+        axes.plot(np.linspace(0, 1, len(profile)), profile, label=slug, lw=1)
+    axes.set_xlabel("share of the longest episode")
+    axes.set_ylabel("mean steps of a chunk")
+    axes.legend(fontsize=7)
+    return figure if slugs else None

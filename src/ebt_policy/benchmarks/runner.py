@@ -1,0 +1,216 @@
+"""Running cells of a study: train, evaluate, append to ``results/``; whatever is there stays."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ebt_policy.benchmarks.objectives import EVALUATION_SEED, PRESET, QUALITY, Act, Cell
+from ebt_policy.config import TrainingConfig, from_json, override
+from ebt_policy.demonstrations import open_demonstrations
+from ebt_policy.errors import UserError
+from ebt_policy.evaluation.energy_quality import energy_quality
+from ebt_policy.evaluation.rollout import Rollout, evaluate
+from ebt_policy.policies import make_policy
+from ebt_policy.policies.base import Policy
+from ebt_policy.policies.files import load_policy
+from ebt_policy.provenance import provenance
+from ebt_policy.training.files import TRAINING_FILE, read_summary
+from ebt_policy.windows.windows import Windows, load_arrays, split_episodes
+
+QUALITY_OBSERVATIONS = 500
+
+
+def results_file(cell: Cell, folder: Path) -> Path:
+    """Where a cell's results are: one file for each task, a line for each way of acting."""
+    return folder / f"{cell.task.slug}.jsonl"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The results in a file; a last line cut short by a kill is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    results = []
+    for number, line in enumerate(lines, 1):
+        try:
+            results.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise UserError(f"{path}, line {number}: not valid JSON ({error})") from error
+    return results
+
+
+def missing_acts(cell: Cell, folder: Path) -> list[Act]:
+    """The ways of acting that have no result yet."""
+    done = {(r["cell"], r["act"]) for r in read_lines(results_file(cell, folder))}
+    return [act for act in cell.acts if (cell.name, act.name) not in done]
+
+
+def run_cells(chosen: list[Cell], work: Path, results: Path, pusht: Path, jobs: int) -> None:
+    """Run cells that lack results, ``jobs`` of them beside each other, each in its own process.
+
+    Raises:
+        UserError: a cell failed; the others were run all the same.
+    """
+    waiting = [cell for cell in chosen if missing_acts(cell, results)]
+    print(f"{len(chosen)} cells, {len(chosen) - len(waiting)} have their results", flush=True)
+    for cell in waiting:  # not by two cells at once
+        demonstrations_file(cell, work, pusht)
+    failed: list[str] = []
+
+    def one(cell: Cell) -> None:
+        command = [
+            sys.executable, "-m", "ebt_policy.cli.main", "bench", "objectives", "--only", cell.name,
+            "--work", str(work), "--results", str(results), "--pusht", str(pusht), "--here",
+        ]  # fmt: skip
+        code = subprocess.run(command).returncode
+        state = "done" if code == 0 else f"failed with exit code {code}"
+        print(f"{cell.name}: {state}", flush=True)
+        if code:
+            failed.append(cell.name)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, waiting))
+    if failed:
+        raise UserError(f"bench: {len(failed)} cells failed: {', '.join(failed)}")
+
+
+def demonstrations_file(cell: Cell, work: Path, pusht: Path) -> Path:
+    """The cell's demonstrations; collected from seed 0 on where there is a scripted expert.
+
+    Raises:
+        UserError: the published data set is not there.
+    """
+    if not cell.task.demonstrations:
+        if not pusht.exists():
+            raise UserError(f"--pusht {pusht}: no such data; ebt-policy data get pusht brings it")
+        return pusht
+    path = work / "data" / f"{cell.task.slug}-{cell.demonstrations}.hdf5"
+    if not path.exists():
+        _command("collect", cell.task.name, "--episodes", str(cell.demonstrations), "--out", path)
+    return path
+
+
+def run_cell(cell: Cell, work: Path, results: Path, pusht: Path) -> None:
+    """Train one cell if it is not trained, then measure what is missing of it."""
+    run = work / cell.name
+    data = demonstrations_file(cell, work, pusht)
+    if read_summary(run) is None:
+        _command(
+            "train", "--data", data, "--policy", cell.method.policy, "--preset", PRESET,
+            "--budget", cell.task.budget, "--seed", str(cell.seed), "--out", run, "--resume",
+            *cell.method.options,
+        )  # fmt: skip
+    torch.set_num_threads(1)
+    path = results_file(cell, results)
+    for act in missing_acts(cell, results):
+        measured = _quality(run, data) if act.name == QUALITY else _evaluation(cell, act, run)
+        summary = read_summary(run)
+        assert summary is not None
+        line = {
+            "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
+            "method": cell.method.name, "seed": cell.seed, "act": act.name, **measured,
+            "training": summary | {"multiply_adds": _multiply_adds(run, data) * summary["steps"]},
+            **provenance(),
+        }  # fmt: skip
+        _append(path, line)
+
+
+def _command(*arguments: Any) -> None:
+    command = [sys.executable, "-m", "ebt_policy.cli.main", *map(str, arguments)]
+    code = subprocess.run(command).returncode
+    if code:
+        raise UserError(f"bench: '{' '.join(command[2:])}' ended with exit code {code}")
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    """Add one line; several processes may, and a line cut short earlier is dropped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        if text and not text.endswith("\n"):
+            file.truncate(len(text[: text.rfind("\n") + 1].encode()))
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
+    policy = load_policy(run)
+    acting = None
+    if policy.acting is not None:
+        acting = getattr(override(policy.config, act.settings), policy.acting)
+    rollout = Rollout(str(run), cell.task.name, acting)
+    episodes = min(act.episodes or cell.task.episodes, cell.task.episodes)
+    result = evaluate(rollout, episodes, EVALUATION_SEED)
+    records = result.pop("records")
+    for key in ("moments", "policy", "task", "seeds"):
+        result.pop(key)
+    chunks = max(len(record["descent_steps"]) for record in records)
+    return result | {
+        "first_seed": EVALUATION_SEED,
+        "scores": [round(record["score"], 4) for record in records],
+        "successes": [int(record["success"]) for record in records],
+        "steps_by_chunk": [
+            round(float(np.mean(taken)), 3)
+            for k in range(chunks)
+            if (taken := [r["descent_steps"][k] for r in records if len(r["descent_steps"]) > k])
+        ],
+    }
+
+
+def _windows(policy: Policy, run: Path, data: Path) -> tuple[Windows, Windows]:
+    """The windows a run was trained on, and those it held out."""
+    training = from_json(TrainingConfig, (run / TRAINING_FILE).read_text(), str(run))
+    demonstrations = open_demonstrations(str(data), training.filter_key)
+    observations, actions = load_arrays(demonstrations, policy.config.streams)
+    parts = split_episodes(demonstrations.episodes, training.validation_share, training.seed)
+    trained, held_out = (
+        Windows(observations, actions, demonstrations.episode_ends, part, policy.config.windows)
+        for part in parts
+    )
+    return trained, held_out
+
+
+def _quality(run: Path, data: Path) -> dict[str, Any]:
+    """The trained network's energy, and an untrained one's beside it."""
+    policy = load_policy(run)
+    trained, held_out = _windows(policy, run, data)
+    torch.manual_seed(0)
+    untrained = make_policy(policy.config).eval()
+    untrained.action_normaliser = policy.action_normaliser
+    untrained.stream_normalisers = policy.stream_normalisers
+    measure: Callable[[Policy], dict[str, Any]] = lambda which: energy_quality(  # noqa: E731
+        which, held_out, trained, QUALITY_OBSERVATIONS, seed=0
+    )
+    return {"quality": measure(policy), "untrained": measure(untrained)}
+
+
+def _multiply_adds(run: Path, data: Path) -> int:
+    """Multiply-adds of one training step, counted in the matrix products."""
+    policy = load_policy(run)
+    training = from_json(TrainingConfig, (run / TRAINING_FILE).read_text(), str(run))
+    trained, _ = _windows(policy, run, data)
+    batch = trained.gather(torch.arange(min(training.batch_size, len(trained))))
+    with FlopCounterMode(display=False) as counter:
+        policy.train()(batch).backward()
+    return counter.get_total_flops() // 2

@@ -1,0 +1,102 @@
+"""Does the energy mean something? Measured within one observation, on held-out episodes.
+
+* ``auroc_random``: how often the demonstrated chunk has a lower energy than a random other one.
+* ``auroc_near``: the same against the chunks of the nearest observations of training episodes,
+  shifted to begin with the same action: other ways to go on from almost here.
+* ``spearman_white``, ``spearman_smooth``: rank correlation between energy and distance from the
+  demonstrated chunk, over perturbations of standard deviation 0.02 to 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebt_policy.energy.model import EnergyModel
+from ebt_policy.errors import UserError
+from ebt_policy.objectives.noise import smooth
+from ebt_policy.policies.base import Policy
+from ebt_policy.windows.windows import Windows
+
+RANDOM_CHUNKS, NEAR_CHUNKS = 100, 20
+PERTURBATIONS = np.repeat(np.geomspace(0.02, 1.0, 12), 4)
+
+
+def energy_quality(
+    policy: Policy, held_out: Windows, training: Windows, count: int, seed: int
+) -> dict[str, Any]:
+    """Mean and 95% interval of each measure over ``count`` held-out observations.
+
+    Args:
+        policy: with an ``energy``.
+        held_out: windows the policy was not trained on.
+        training: windows it was trained on; the nearest observations are looked for here.
+        count: how many held-out windows, spread evenly; only whole ones (no padding) are used.
+        seed: of the perturbations and the random chunks.
+
+    Raises:
+        UserError: there are no held-out windows without padding.
+    """
+    model = policy.energy
+    assert isinstance(model, EnergyModel)
+    generator = torch.Generator().manual_seed(seed)
+    normalise = policy.action_normaliser.normalise
+    every = held_out.gather(torch.arange(len(held_out)))
+    whole = every.valid.all(1).nonzero().flatten()
+    if len(whole) == 0:
+        raise UserError("energy quality: no held-out window without padding")
+    chosen = whole[torch.linspace(0, len(whole) - 1, min(count, len(whole))).round().long()]
+    batch = held_out.gather(chosen)
+    known = training.gather(torch.arange(len(training)))
+    known_features = _flat(policy.normalise_observation(known.observations))
+    known_chunks = normalise(known.actions)[known.valid.all(1)]
+    known_features = known_features[known.valid.all(1)]
+    observation = policy.normalise_observation(batch.observations)
+    features, chunks = _flat(observation), normalise(batch.actions)
+    scale = torch.from_numpy(PERTURBATIONS).float()[:, None, None]
+    first = policy.config.windows.observation_steps - 1
+    measures: dict[str, list[float]] = {
+        "auroc_random": [], "auroc_near": [], "spearman_white": [], "spearman_smooth": [],
+    }  # fmt: skip
+    with torch.no_grad():
+        for i, demonstrated in enumerate(chunks):
+            memory = model.remember({n: v[i : i + 1] for n, v in observation.items()})
+
+            def energies(some: Tensor, memory: Any = memory) -> Tensor:
+                return model.given(memory, len(some))(some)
+
+            own = energies(demonstrated[None])
+            others = torch.randint(len(known_chunks), (RANDOM_CHUNKS,), generator=generator)
+            measures["auroc_random"].append(_above(energies(known_chunks[others]), own))
+            distance = (known_features - features[i]).square().sum(1)
+            near = known_chunks[distance.topk(min(NEAR_CHUNKS, len(distance)), largest=False)[1]]
+            shifted = near - near[:, first : first + 1] + demonstrated[first]
+            measures["auroc_near"].append(_above(energies(shifted), own))
+            draws = torch.randn(len(scale), *demonstrated.shape, generator=generator)
+            for name, noise in (("white", draws), ("smooth", smooth(draws))):
+                moved = scale * noise
+                away = moved.square().mean((1, 2))
+                found = energies(demonstrated + moved)
+                measures[f"spearman_{name}"].append(_spearman(found.numpy(), away.numpy()))
+    result: dict[str, Any] = {"observations": len(chunks)}
+    for name, values in measures.items():
+        half = 1.96 * float(np.std(values)) / len(values) ** 0.5
+        mean = float(np.mean(values))
+        result[name] = [round(mean, 4), round(mean - half, 4), round(mean + half, 4)]
+    return result
+
+
+def _flat(observation: dict[str, Tensor]) -> Tensor:
+    return torch.cat([observation[name].flatten(1) for name in sorted(observation)], 1)
+
+
+def _above(others: Tensor, own: Tensor) -> float:
+    """Share of the others above, ties counted half: the area under the ROC curve of one."""
+    return ((others > own).float() + 0.5 * (others == own).float()).mean().item()
+
+
+def _spearman(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.corrcoef(one.argsort().argsort(), other.argsort().argsort())[0, 1])
