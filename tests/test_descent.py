@@ -19,12 +19,12 @@ from ebt_policy.policies import EnergyPolicy
 SETTINGS = {
     "basin": DescentConfig(steps=3),
     "several starts": DescentConfig(steps=3, starts=4),
-    "from noise": DescentConfig(steps=3, starts=2, start="zero", spread=1.0),
-    "langevin": DescentConfig(steps=3, noise=0.2, starts=2),
+    "from noise": DescentConfig(steps=3, starts=2, start="noise", noise=0.0),
+    "without noise": DescentConfig(steps=3, noise=0.0),
     "energy-scaled": DescentConfig(
-        steps=4, rule="energy", momentum=0.9, start="zero", normalise=True, step_size=0.2
+        steps=4, rule="energy", momentum=0.9, start="noise", normalise=True, step_size=0.2
     ),
-    "stopping": DescentConfig(steps=6, tolerance=0.05, step_size=0.3),
+    "stopping": DescentConfig(steps=6, tolerance=0.1, step_size=0.3),
 }
 
 
@@ -34,7 +34,7 @@ def bowl(x: Tensor) -> Tensor:
 
 
 def test_one_unit_step_lands_in_a_bowl_of_curvature_one() -> None:
-    actions, trace = descend(bowl, torch.randn(3, 4, 2), DescentConfig(steps=1))
+    actions, trace = descend(bowl, torch.randn(3, 4, 2), DescentConfig(steps=1, noise=0.0))
     assert torch.allclose(actions, torch.ones(3, 4, 2), atol=1e-6)
     assert torch.allclose(trace.energy[:, -1], torch.zeros(3), atol=1e-6)
     assert trace.steps.tolist() == [1, 1, 1]
@@ -60,10 +60,10 @@ def test_best_of_n_returns_the_start_with_the_lowest_final_energy() -> None:
             {k: torch.from_numpy(v) for k, v in observations(3).items()}
         )
         memory = made.energy.remember(seen)
-        start, _, taken = made.starts(memory, generators(3), None)
+        start, noise, taken = made.starts(memory, generators(3), None)
         assert taken == 1
         energy = made.energy.given(memory, 6)
-        every, trace = descend(energy, start, made.config.descent, taken=taken)
+        every, trace = descend(energy, start, made.config.descent, noise, taken=taken)
         chosen, kept = best_of(every, trace, 6)
         energies = made.energy.given(memory, 6)(every).reshape(3, 6)
         assert torch.allclose(made.energy.given(memory)(chosen), energies.min(1).values)
@@ -80,20 +80,34 @@ def test_best_of_n_never_returns_a_start_whose_energy_is_nan() -> None:
     assert chosen.item() == 2
 
 
-def test_a_sample_that_has_stopped_does_not_move() -> None:
+def test_the_first_small_step_is_a_samples_last() -> None:
     start = torch.cat([torch.full((1, 4, 2), 1.001), torch.full((1, 4, 2), 5.0)])
-    settings = DescentConfig(steps=5, step_size=0.2, tolerance=0.01, momentum=0.5)
+    settings = DescentConfig(steps=5, step_size=0.2, tolerance=0.01, momentum=0.5, noise=0.0)
     actions, trace = descend(bowl, start, settings, keep_path=True)
-    assert torch.equal(actions[0], start[0])
-    assert trace.steps.tolist() == [0, 5]
-    assert all(torch.equal(iterate[0], start[0]) for iterate in trace.path)
+    once = 1 + 0.8 * (start[0] - 1)
+    assert torch.allclose(actions[0], once)
+    assert trace.steps.tolist() == [1, 5]
+    assert all(torch.equal(iterate[0], actions[0]) for iterate in trace.path[1:])
     assert (actions[1] - 1).abs().max() < (start[1] - 1).abs().max()
 
 
 def test_descent_ends_early_when_every_sample_has_stopped() -> None:
-    _, trace = descend(bowl, torch.randn(4, 4, 2), DescentConfig(steps=50, tolerance=1e-4))
+    settings = DescentConfig(steps=50, tolerance=1e-4, noise=0.0)
+    _, trace = descend(bowl, torch.randn(4, 4, 2), settings)
     assert trace.gradient_norm.shape[1] == 2  # one step lands, the second sees a zero gradient
-    assert trace.steps.tolist() == [1, 1, 1, 1]
+    assert trace.steps.tolist() == [2, 2, 2, 2]
+
+
+def test_every_step_walks_and_then_jumps() -> None:
+    draws = torch.randn(4, 3, 4, 2)
+    settings = DescentConfig(steps=4, step_size=0.5, noise=0.3)
+    actions, trace = descend(bowl, torch.ones(3, 4, 2), settings, draws)
+    expected = torch.ones(3, 4, 2)
+    for draw in draws:
+        walked = expected + 0.3 * draw
+        expected = walked - 0.5 * (walked - 1)
+    assert torch.allclose(actions, expected, atol=1e-6)
+    assert trace.steps.tolist() == [4, 4, 4]
 
 
 def test_time_limit_stops_between_steps() -> None:
@@ -105,7 +119,7 @@ def test_time_limit_stops_between_steps() -> None:
         torch.randn(600, 600) @ torch.randn(600, 600)
         return bowl(x)
 
-    settings = DescentConfig(steps=10_000, max_ms=5.0, step_size=0.01)
+    settings = DescentConfig(steps=10_000, max_ms=5.0, step_size=0.01, noise=0.0)
     _, trace = descend(slow, torch.randn(1, 4, 2), settings)
     assert 1 <= int(trace.steps[0]) < 10_000
     assert calls == int(trace.steps[0]) + 1
@@ -122,7 +136,7 @@ def test_every_context_gives_the_same_actions(context: Any) -> None:
         inside = {k: v.clone() for k, v in seen.items()}  # inference tensors, where that is on
         assert (made.predict_chunk(inside, generators(3)).plan == plain).all()
         start = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(0))
-        moved, _ = descend(bowl, start, DescentConfig(steps=1))
+        moved, _ = descend(bowl, start, DescentConfig(steps=1, noise=0.0))
         assert torch.allclose(moved, torch.ones(2, 4, 2), atol=1e-6)
 
 
@@ -132,7 +146,7 @@ def test_langevin_noise_needs_its_draws() -> None:
 
 
 def test_warm_start_begins_from_the_shifted_previous_chunk() -> None:
-    made = policy(descent=DescentConfig(steps=1, warm_start=True, step_size=1e-6, spread=0.0))
+    made = policy(descent=DescentConfig(steps=1, warm_start=True, step_size=1e-6, noise=0.0))
     previous = torch.arange(32.0).reshape(1, 16, 2).numpy()
     plan = made.predict_chunk(observations(1), generators(1), previous).plan
     # A tiny step stays at the start: the last half of the previous chunk, then its last action.
@@ -153,7 +167,7 @@ def test_the_first_step_lands_on_the_proposal_without_a_gradient() -> None:
     assert trace is not None
     assert trace.energy.shape == (3, 1)
     assert trace.gradient_norm.shape == (3, 0)
-    more = made.with_sampling(DescentConfig(steps=3, spread=0.0))
+    more = made.with_sampling(DescentConfig(steps=3, noise=0.0))
     assert isinstance(more, EnergyPolicy)
     _, evaluations, trace = more.sample(seen, generators(3), None, keep_path=True)
     assert evaluations.tolist() == [3, 3, 3]
@@ -162,17 +176,23 @@ def test_the_first_step_lands_on_the_proposal_without_a_gradient() -> None:
     assert trace.gradient_norm.shape == (3, 2)
 
 
-def test_starts_are_spread_around_the_centre() -> None:
-    made = policy(descent=DescentConfig(starts=200, spread=0.5))
+def test_noise_is_smooth_over_the_chunk_and_each_start_has_its_own() -> None:
+    made = policy(descent=DescentConfig(steps=3, starts=100))
     assert isinstance(made, EnergyPolicy)
     raw = {k: torch.from_numpy(v) for k, v in observations(2).items()}
     with torch.no_grad():
         memory = made.energy.remember(made.normalise_observation(raw))
-        start, _, _ = made.starts(memory, generators(2), None)
-        away = start.reshape(2, 200, 16, 2) - made.energy.proposal(memory)[:, None]
-    assert away.square().mean().sqrt().item() == pytest.approx(0.5, rel=0.1)
-    # Smooth over the chunk: neighbours go together.
-    assert (away[:, :, 1:] - away[:, :, :-1]).square().mean() < 0.3 * away.square().mean()
+        start, noise, taken = made.starts(memory, generators(2), None)
+        proposal = made.energy.proposal(memory)
+    assert torch.equal(start, proposal.repeat_interleave(100, 0))
+    assert taken == 1
+    assert noise is not None
+    assert noise.shape == (2, 200, 16, 2)  # two steps are left after the proposal
+    assert noise.square().mean().item() == pytest.approx(1, rel=0.1)
+    assert (noise[:, :, 1:] - noise[:, :, :-1]).square().mean() < 0.3
+    assert (
+        abs(torch.corrcoef(torch.stack([noise[0, 0].flatten(), noise[0, 1].flatten()]))[0, 1]) < 0.9
+    )
 
 
 def test_unrolled_result_does_not_depend_on_the_batch() -> None:
@@ -216,7 +236,7 @@ def test_unrolled_keeps_the_graph_of_the_last_step_only() -> None:
         ("max_ms", -1.0),
         ("step_size", 0.0),
         ("momentum", -0.1),
-        ("spread", -0.1),
+        ("noise", -0.1),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(name: str, value: float) -> None:
@@ -227,7 +247,7 @@ def test_impossible_settings_are_refused_by_name(name: str, value: float) -> Non
 
 def test_several_starts_without_spread_are_refused() -> None:
     with pytest.raises(UserError, match="would all be the same"):
-        DescentConfig(starts=4, spread=0.0)
+        DescentConfig(starts=4, noise=0.0)
 
 
 def test_only_basin_trains_a_proposal() -> None:

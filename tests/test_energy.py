@@ -120,7 +120,7 @@ def test_observation_is_encoded_once_however_many_descent_steps() -> None:
 def test_basin_is_zero_where_both_landscapes_land_on_the_demonstration() -> None:
     target = torch.randn(8, 16, 2)
     errors = basin(
-        lambda x: 0.5 * (x - target[:4]).square().sum((1, 2)), target, target, config().basin
+        lambda x: 0.5 * (x - target[:2]).square().sum((1, 2)), target, target, config().basin
     )
     assert errors.shape == target.shape
     assert errors.abs().max() < 1e-10
@@ -135,9 +135,9 @@ def test_basin_trains_the_proposal_on_all_and_the_energy_near_the_stated_share()
         return 0.5 * (x - 4).square().sum((1, 2))
 
     errors = basin(energy, target + 2, target, config().basin)
-    # The proposal is 2 away; a step lands on 4, so 1 away; half the batch stands for all of it.
-    assert errors[:, 0, 0].tolist() == pytest.approx([4 + 2 * 1] * 4 + [4] * 4)
-    assert points[0].shape == (4, 16, 2)
+    # The proposal is 2 away; a step lands on 4, so 1 away; a quarter stands for all of the batch.
+    assert errors[:, 0, 0].tolist() == pytest.approx([4 + 4 * 1] * 2 + [4] * 6)
+    assert points[0].shape == (2, 16, 2)
     assert 0 < (points[0] - 5).abs().max() < 0.5 * 6  # noise of standard deviation up to 0.5
 
 

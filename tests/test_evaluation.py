@@ -47,7 +47,7 @@ def without_timing(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_result_does_not_depend_on_the_number_of_workers(runs: dict[str, Path]) -> None:
-    noisy = DescentConfig(steps=3, starts=3, noise=0.05)
+    noisy = DescentConfig(steps=3, starts=3)
     rollout = Rollout(str(runs["ebt"]), TASK, noisy)
     one = evaluate(rollout, 23, 500, workers=1, progress=False)
     two = evaluate(rollout, 23, 500, workers=2, progress=False)
@@ -83,7 +83,7 @@ def test_result_has_the_fields_that_others_rely_on(runs: dict[str, Path], tmp_pa
 
 def test_every_episode_has_its_own_randomness(runs: dict[str, Path]) -> None:
     """An episode's record does not change with the seeds evaluated beside it."""
-    noisy = DescentConfig(steps=2, noise=0.05)
+    noisy = DescentConfig(steps=2)
     rollout = Rollout(str(runs["ebt"]), TASK, noisy)
     many = evaluate(rollout, 8, 500, progress=False)["records"][7]
     alone = evaluate(rollout, 1, 507, progress=False)["records"][0]

@@ -97,7 +97,7 @@ def test_policies_share_network_and_size() -> None:
 
 
 def test_select_action_follows_the_time_line() -> None:
-    made = policy(policy="ebt")
+    made = policy(policy="ebt", descent=DescentConfig(noise=0.0))
     calls = []
     original = made.predict_chunk
 

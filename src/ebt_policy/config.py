@@ -20,7 +20,7 @@ PolicyName = Literal["ebt", "diffusion", "flow", "mip", "regression", "ibc"]
 EnergyForm = Literal["residual", "scalar"]
 ObjectiveName = Literal["basin", "equilibrium", "unrolled"]
 StepRule = Literal["fixed", "energy"]
-StartName = Literal["proposal", "zero"]
+StartName = Literal["proposal", "noise"]
 
 
 def _check(config: Any, names: str, above: int | None = None, least: int | None = None) -> None:
@@ -139,7 +139,7 @@ PRESETS: dict[str, Preset] = {
 class BasinConfig:
     """Quadratic basin: see :mod:`ebt_policy.objectives.basin`."""
 
-    near_share: float = 0.5
+    near_share: float = 0.25
     noise: float = 0.5
 
     def __post_init__(self) -> None:
@@ -187,11 +187,10 @@ class DescentConfig:
         rule: ``fixed`` steps by ``step_size``; ``energy`` by ``step_size * exp(E / size)``.
         step_size: the step for a gradient of an energy that is summed over the chunk.
         momentum: Nesterov momentum.
-        noise: standard deviation of the Langevin noise, falling to 0 at the last step.
-        tolerance: a sample stops when its gradient's root mean square falls below this.
+        noise: standard deviation of the smooth noise added before every gradient step.
+        tolerance: a step whose gradient has a root mean square below this is a sample's last.
         start: ``proposal`` is the minimum of the far landscape (see ``EnergyModel.proposal``),
-            ``zero`` the middle of the demonstrated range.
-        spread: standard deviation of the starts around it.
+            ``noise`` is N(0, I).
         starts: number of starts; the one with the lowest final energy is returned.
         warm_start: begin from the previous chunk, shifted by the executed actions.
         normalise: bring each iterate to root mean square 1 before a step (released recipe).
@@ -202,10 +201,9 @@ class DescentConfig:
     rule: StepRule = "fixed"
     step_size: float = 1.0
     momentum: float = 0.0
-    noise: float = 0.0
+    noise: float = 0.2
     tolerance: float = 0.0
     start: StartName = "proposal"
-    spread: float = 0.2
     starts: int = 1
     warm_start: bool = False
     normalise: bool = False
@@ -213,11 +211,11 @@ class DescentConfig:
     def __post_init__(self) -> None:
         _check(self, "steps starts", least=1)
         _check(self, "max_ms step_size", above=0)
-        _check(self, "momentum noise tolerance spread", least=0)
-        if self.starts > 1 and self.spread == 0:
+        _check(self, "momentum noise tolerance", least=0)
+        if self.starts > 1 and self.start == "proposal" and self.noise == 0:
             raise UserError(
-                f"descent.starts = {self.starts} with descent.spread = 0: they would all be the "
-                "same; give a spread above 0"
+                f"descent.starts = {self.starts} with descent.noise = 0: they would all be the "
+                "same; give a noise above 0"
             )
 
 
@@ -230,10 +228,10 @@ FORM_DEFAULTS: dict[ObjectiveName, EnergyForm] = {
 DESCENT_DEFAULTS: dict[ObjectiveName, DescentConfig] = {
     "basin": DescentConfig(),
     "equilibrium": DescentConfig(
-        steps=10, step_size=0.05, momentum=0.5, start="zero", spread=1.0
+        steps=10, step_size=0.05, momentum=0.5, noise=0.0, start="noise"
     ),
     "unrolled": DescentConfig(
-        steps=21, rule="energy", momentum=0.9, tolerance=1e-3, start="zero", spread=1.0,
+        steps=21, rule="energy", momentum=0.9, noise=0.0, tolerance=1e-3, start="noise",
         normalise=True,
     ),
 }  # fmt: skip
@@ -337,7 +335,7 @@ class PolicyConfig:
             )
         if self.policy == "ebt" and self.objective != "basin" and self.descent.start == "proposal":
             raise UserError(
-                f"descent.start = proposal: objective = {self.objective} trains none; use zero"
+                f"descent.start = proposal: objective = {self.objective} trains none; use noise"
             )
 
 

@@ -1,11 +1,16 @@
 """Descent: from starting chunks to actions, given nothing but an energy.
 
-    g_k     = dE/dy at y_k + m v_k              (Nesterov look-ahead, momentum m)
+    z_k     = y_k + noise e_k                   (walk)
+    g_k     = dE/dy at z_k + m v_k              (Nesterov look-ahead, momentum m)
     v_{k+1} = m v_k - s_k g_k                   (s_k = step, or step * exp(E / size))
-    y_{k+1} = y_k + v_{k+1} + noise_k e_k       (Langevin noise, off by default)
+    y_{k+1} = z_k + v_{k+1}                     (jump)
 
-Everything is per sample: a sample's result does not depend on its batch, and a sample whose
-gradient has become small no longer moves.
+With noise of one size at every step the iterates are a walk through the chunks that suit the
+observation, each followed by a jump to the bottom (Saremi & Hyvarinen 2019, arXiv 1903.02334):
+any number of steps gives a sample, where a plain descent would end in the most frequent chunk.
+
+Everything is per sample: a sample's result does not depend on its batch, and a sample that has
+taken a step with a small gradient no longer moves.
 """
 
 from __future__ import annotations
@@ -81,7 +86,7 @@ def descend(
         energy: with its observation fixed.
         start: normalised chunks.
         config: step rule, limits and stopping.
-        noise: standard normal draws for each step, needed if ``config.noise`` is not 0.
+        noise: draws of variance 1 for each step, needed if ``config.noise`` is not 0.
         keep_path: keep every iterate in the trace.
         taken: steps that led to ``start`` already; they count towards ``config.steps``.
 
@@ -91,7 +96,7 @@ def descend(
     Raises:
         ValueError: Langevin noise is asked for and ``noise`` is missing.
     """
-    if config.noise > 0 and noise is None:
+    if config.noise > 0 and noise is None and config.steps > taken:
         raise ValueError("config.noise > 0 needs the noise argument: one draw for each step")
     began = time.perf_counter()
     with torch.inference_mode(False), torch.enable_grad():
@@ -102,6 +107,8 @@ def descend(
         energies, norms, path = [], [], [y]
         for k in range(taken, config.steps):
             point = normalise_rms(y) if config.normalise else y
+            if noise is not None:
+                point = point + config.noise * noise[k - taken]
             value, gradient = energy_and_gradient(
                 energy, point + config.momentum * velocity, create_graph=False
             )
@@ -109,19 +116,16 @@ def descend(
             norm = rms(gradient)
             energies.append(value)
             norms.append(norm)
-            active = active & (norm > config.tolerance)
-            if k > taken and not bool(active.any()):
-                break
             velocity = config.momentum * velocity - step_size(value, y[0].numel(), config) * (
                 gradient
             )
-            moved = point + velocity
-            if noise is not None and k + 1 < config.steps:
-                moved = moved + config.noise * (1 - k / config.steps) * noise[k]
-            y = select(active, moved, y)
+            y = select(active, point + velocity, y)
             steps = steps + active
             if keep_path:
                 path.append(y)
+            active = active & (norm > config.tolerance)
+            if not bool(active.any()):
+                break
             if config.max_ms is not None and 1e3 * (time.perf_counter() - began) > config.max_ms:
                 break
         with torch.no_grad():

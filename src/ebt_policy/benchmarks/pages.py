@@ -6,6 +6,7 @@ the page, into ``figures/``.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 
-from ebt_policy.benchmarks.objectives import METHODS, QUALITY, TASKS
+from ebt_policy.benchmarks.objectives import LANDSCAPE, METHODS, QUALITY, TASKS
 from ebt_policy.benchmarks.runner import read_lines
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.statistics import bootstrap_crossed
 from ebt_policy.policies.files import replace_file
 from ebt_policy.report.figures import png
+from ebt_policy.tasks.planar import RADIUS
 
 REFERENCE = ("basin", "2 steps")
 COLOURS = {
@@ -60,6 +63,7 @@ class Results:
             for line in read_lines(folder / f"{slug}.jsonl"):
                 key = (slug, line["demonstrations"], line["method"], line["act"])
                 found.setdefault(key, []).append(line)
+        self.costs = [json.loads(path.read_text()) for path in sorted(folder.glob("cost-*.json"))]
         self.groups = {
             key: Group(tuple(sorted(lines, key=lambda line: line["seed"])))
             for key, lines in found.items()
@@ -86,7 +90,7 @@ def render(page: Path, results: Path) -> None:
     found = Results(results)
     for name, figure in (
         ("steps", _figure_steps(found)), ("curve", _figure_curve(found)),
-        ("adaptive", _figure_adaptive(found)),
+        ("adaptive", _figure_adaptive(found)), ("landscape", _figure_landscape(found)),
     ):  # fmt: skip
         if figure is not None:
             replace_file(page.parent / "figures" / f"objectives-{name}.png", png(figure))
@@ -230,8 +234,22 @@ def _table_quality(found: Results) -> str:
     )  # fmt: skip
 
 
+def _table_cost(found: Results) -> str:
+    """Time of one training step relative to a Diffusion Policy step."""
+    rows = []
+    for measured in found.costs:
+        for name, cost in measured["methods"].items():
+            low, high = cost["quartiles"]
+            rows.append([
+                measured["preset"], str(measured["batch_size"]), name, f"{cost['ms']:.1f}",
+                f"{cost['ratio']:.2f} ({low:.2f} to {high:.2f})",
+            ])  # fmt: skip
+    return _markdown(["preset", "batch", "method", "ms", "ratio to diffusion (quartiles)"], rows)
+
+
 _TABLES: dict[str, Callable[[Results], str]] = {
     "metaworld": _table_metaworld, "curve": _table_curve, "quality": _table_quality,
+    "cost": _table_cost,
 }  # fmt: skip
 
 
@@ -272,7 +290,7 @@ def _figure_steps(found: Results) -> Figure | None:
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("descent steps")
         axes.set_ylabel("score" if key == "scores" else "success")
-        if place == 1:
+        if place == 1 and axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=6)
     figure.tight_layout()
     return figure
@@ -300,8 +318,10 @@ def _figure_curve(found: Results) -> Figure | None:
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("demonstrations")
     axes.set_ylabel("mean success, Meta-World")
+    if not drawn:
+        return None
     axes.legend(fontsize=7)
-    return figure if drawn else None
+    return figure
 
 
 def _figure_adaptive(found: Results) -> Figure | None:
@@ -316,5 +336,53 @@ def _figure_adaptive(found: Results) -> Figure | None:
         axes.plot(np.linspace(0, 1, len(profile)), profile, label=slug, lw=1)
     axes.set_xlabel("share of the longest episode")
     axes.set_ylabel("mean steps of a chunk")
+    if not slugs:
+        return None
     axes.legend(fontsize=7)
-    return figure if slugs else None
+    return figure
+
+
+def _figure_landscape(found: Results) -> Figure | None:
+    """The energy of the fork on a slice, with descents, and the same chunks in the plane."""
+    group = found.get("planar-fork", "basin", LANDSCAPE)
+    if group is None:
+        return None
+    line = group.lines[0]
+    figure = Figure(figsize=(9.6, 3.9))
+    slice_axes, plane = figure.subplots(1, 2)
+    energy = np.array(line["energy"])
+    levels = energy.min() + np.geomspace(0.02, 1.0, 24) * (np.percentile(energy, 97) - energy.min())
+    shades = slice_axes.contourf(
+        line["across"], line["along"], energy, levels=levels, cmap="viridis", extend="both"
+    )
+    figure.colorbar(shades, ax=slice_axes, label="energy", format="%.1f")
+    slice_axes.plot([1, -1], [0, 0], "w*", ms=11, mec="black", label="demonstrated ways")
+    colours = ("#f2f2f2", "#f6b26b", "#e0382e")
+    names = ("step 1: the proposal", "spread", "step 2")
+    for path in np.array(line["paths"]):
+        slice_axes.plot(*path.T, color="white", lw=0.8)
+        for colour, point in zip(colours, path, strict=True):
+            slice_axes.plot(*point, "o", ms=5, color=colour, mec="black", mew=0.5)
+    slice_axes.set_xlabel("from one way (-1) to the other (1)")
+    slice_axes.set_ylabel("along the way")
+    slice_axes.set_xlim(line["across"][0], line["across"][-1])
+    slice_axes.set_ylim(line["along"][0], line["along"][-1])
+    slice_axes.legend(fontsize=7, loc="upper right")
+    plane.add_patch(Circle(line["disc"], RADIUS, color="#b0b0b0", lw=0))
+    for way in line["demonstrated"]:
+        plane.plot(*np.array(way).T, color="black", lw=3, alpha=0.25)
+    for chunks in np.array(line["chunks"]):
+        for colour, chunk in zip(("#555555", "#f6b26b", "#e0382e"), chunks, strict=True):
+            plane.plot(*chunk.T, "-", lw=1, color=colour)
+    for colour, name in zip(("#555555", "#f6b26b", "#e0382e"), names, strict=True):
+        plane.plot([], [], "-", color=colour, label=name)
+    plane.plot([], [], color="black", lw=3, alpha=0.25, label="demonstrated")
+    plane.plot(*line["point"], "ko", ms=5)
+    plane.set_aspect("equal")
+    plane.set_xlim(-0.9, 0.4)
+    plane.set_ylim(-0.7, 0.7)
+    plane.legend(fontsize=7, loc="lower right")
+    plane.set_xlabel("x")
+    plane.set_ylabel("y")
+    figure.tight_layout()
+    return figure

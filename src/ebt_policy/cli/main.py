@@ -201,6 +201,16 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     objectives.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
 
+    cost = _command(
+        studies, "cost", _bench_cost,
+        "time of one training step of every method, side by side",
+        "ebt-policy bench cost --preset small",
+    )  # fmt: skip
+    cost.add_argument("--preset", choices=list(PRESETS), default="small", help="network size")
+    cost.add_argument("--batch-size", metavar="N", type=int, default=128)
+    cost.add_argument("--rounds", metavar="N", type=int, default=20, help="timed steps of each")
+    cost.add_argument("--results", metavar="DIR", default="results/objectives")
+
     demo = _command(
         commands, "demo", _demo, "two Meta-World tasks from nothing to a report, in minutes",
         "ebt-policy demo --out runs/demo",
@@ -403,6 +413,23 @@ def _bench_objectives(options: argparse.Namespace) -> None:
             run_cell(cell, work, results, pusht)
     else:
         run_cells(chosen, work, results, pusht, options.jobs)
+
+
+def _bench_cost(options: argparse.Namespace) -> None:
+    import json
+
+    from ebt_policy.benchmarks.cost import measure_cost
+    from ebt_policy.policies.files import replace_file
+
+    for name in ("batch_size", "rounds"):
+        if getattr(options, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {getattr(options, name)}: at least one is needed")
+    measured = measure_cost(options.preset, options.batch_size, options.rounds)
+    path = Path(options.results) / f"cost-{options.preset}-{options.batch_size}.json"
+    replace_file(path, (json.dumps(measured, indent=1) + "\n").encode())
+    for name, found in measured["methods"].items():
+        print(f"{name:<12}{found['ms']:>9.1f} ms{found['ratio']:>8.2f} x diffusion")
 
 
 def _demo(options: argparse.Namespace) -> None:

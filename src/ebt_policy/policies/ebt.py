@@ -78,30 +78,25 @@ class EnergyPolicy(Policy):
         """Where the descent begins.
 
         Returns:
-            Starting chunks (b * starts, T, A), spread around the centre: the proposal, zero, or
-            the previous chunk shifted by the executed actions. The draws of the Langevin noise,
-            if there is any. And the steps taken so far: 1 if the centre is the proposal, else 0.
+            Starting chunks (b * starts, T, A): the proposal, noise, or the previous chunk shifted
+            by the executed actions. The draws of the noise for each step, if there is any. And
+            the steps taken so far: 1 if the start is the proposal, else 0.
         """
         settings, windows = self.config.descent, self.config.windows
+        batch, device = len(memory[0][0]), memory[0][0].device
+        chunk = (windows.horizon, self.config.action_dim)
         taken = 0
         if settings.warm_start and previous is not None:
             kept = previous[:, windows.action_steps :]
             last = previous[:, -1:].expand(-1, windows.action_steps, -1)
-            centre = torch.cat([kept, last], dim=1)
+            start = torch.cat([kept, last], dim=1).repeat_interleave(settings.starts, 0)
         elif settings.start == "proposal":
-            centre, taken = self.energy.proposal(memory), 1
+            start, taken = self.energy.proposal(memory).repeat_interleave(settings.starts, 0), 1
         else:
-            centre = self.zero_chunk(memory)
-        batch, chunk, device = len(centre), centre.shape[1:], centre.device
-        start = centre.repeat_interleave(settings.starts, 0)
-        # The proposal alone is a result too: with no step left, nothing would calm the noise.
-        if settings.spread > 0 and settings.steps > taken:
-            draws = draw((settings.starts, *chunk), batch, generators, device).flatten(0, 1)
-            if settings.start == "proposal":
-                draws = smooth(draws)
-            start = start + settings.spread * draws
-        noise = None
-        if settings.noise > 0:
-            noise = draw((settings.starts, settings.steps, *chunk), batch, generators, device)
-            noise = noise.flatten(0, 1).transpose(0, 1)
+            start = draw((settings.starts, *chunk), batch, generators, device).flatten(0, 1)
+        left = settings.steps - taken
+        if settings.noise == 0 or left == 0:
+            return start, None, taken
+        draws = draw((settings.starts, left, *chunk), batch, generators, device)
+        noise = smooth(draws.flatten(0, 2)).unflatten(0, (-1, left)).transpose(0, 1)
         return start, noise, taken

@@ -150,7 +150,7 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
     shown = result["settings"]["descent"]["steps"]
     settings = dataclasses.replace(
         DescentConfig(**result["settings"]["descent"]),
-        steps=max(_DESCENT_STEPS, shown + 1), tolerance=0.0, starts=1, noise=0.0, max_ms=None,
+        steps=max(_DESCENT_STEPS, shown + 1), tolerance=0.0, starts=1, max_ms=None,
     )  # fmt: skip
     drawn = policy.with_sampling(settings)
     assert isinstance(drawn, EnergyPolicy)

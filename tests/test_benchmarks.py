@@ -1,0 +1,197 @@
+"""The study of objectives: cells, resuming, tables from files alone, energy quality, cost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import policy
+from ebt_policy.benchmarks import runner
+from ebt_policy.benchmarks.cost import measure_cost
+from ebt_policy.benchmarks.objectives import METHODS, TASKS, Act, cells
+from ebt_policy.benchmarks.pages import Group, difference, render
+from ebt_policy.benchmarks.runner import missing_acts, read_lines, results_file
+from ebt_policy.config import WindowConfig
+from ebt_policy.errors import UserError
+from ebt_policy.evaluation.energy_quality import energy_quality
+from ebt_policy.evaluation.statistics import bootstrap_crossed
+from ebt_policy.windows.windows import Windows
+
+
+def line(cell: Any, act: str, scores: list[float], **more: Any) -> dict[str, Any]:
+    return {
+        "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
+        "method": cell.method.name, "seed": cell.seed, "act": act, "scores": scores,
+        "successes": [int(score >= 1) for score in scores], "descent_steps_mean": 2.0,
+        "steps_by_chunk": [2.0, 2.0],
+        "training": {"steps": 10, "samples": 640, "multiply_adds": 1e9}, **more,
+    }  # fmt: skip
+
+
+def test_cells_are_named_chosen_by_pattern_and_measured_fully_with_the_most_data() -> None:
+    assert len(cells([])) == len({cell.name for cell in cells([])})
+    (cell,) = cells(["metaworld-push/5/basin/0"])
+    assert [act.name for act in cell.acts] == ["1 step", "2 steps"]
+    (cell,) = cells(["metaworld-push/50/basin/0"])
+    assert {"50 steps", "adaptive", "energy quality"} <= {act.name for act in cell.acts}
+    assert {c.seed for c in cells(["pusht/*/mip/*"])} == {0, 1, 2}
+    with pytest.raises(UserError, match="matches no cell"):
+        cells(["pusht/nothing/*"])
+    for task in TASKS.values():
+        assert set(task.methods) <= set(METHODS)
+
+
+def test_a_cell_is_run_once_and_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One real cell with a training of a moment: collect, train, evaluate, append; then nothing."""
+    from dataclasses import replace
+
+    (cell,) = cells(["planar-fork/200/basin/0"])
+    task = replace(cell.task, demonstrations=(5,), budget="1s", episodes=4)
+    method = replace(cell.method, acts=(Act("1 step", ("descent.steps=1",)), Act("2 steps")))
+    cell = replace(cell, task=task, demonstrations=5, method=method)
+    work, results = tmp_path / "work", tmp_path / "results"
+    runner.run_cell(cell, work, results, tmp_path)
+    found = read_lines(results_file(cell, results))
+    assert [one["act"] for one in found] == ["1 step", "2 steps", "energy quality", "landscape"]
+    assert [one["descent_steps_mean"] for one in found[:2]] == [1.0, 2.0]
+    assert set(found[0]["route_shares"]) == {"above", "below"}
+    assert len(found[0]["scores"]) == 4
+    assert found[0]["training"]["multiply_adds"] > 1e6
+    assert found[0]["training"]["samples"] == 64 * found[0]["training"]["steps"]
+    assert np.shape(found[3]["energy"]) == (61, 61)
+    assert np.shape(found[3]["paths"]) == (8, 3, 2)
+    assert missing_acts(cell, results) == []
+    monkeypatch.setattr(runner, "_evaluation", lambda *_: pytest.fail("evaluated again"))
+    before = results_file(cell, results).read_text()
+    runner.run_cell(cell, work, results, tmp_path)
+    assert results_file(cell, results).read_text() == before
+
+    page = tmp_path / "page.md"
+    page.write_text(
+        "a\n<!-- table: planar-fork --><!-- end -->\n<!-- table: quality --><!-- end -->"
+    )
+    render(page, results)
+    text = page.read_text()
+    assert "| basin | 2 steps | 2.0 |" in text
+    assert "planar-fork | basin |" in text
+    assert (tmp_path / "figures" / "objectives-landscape.png").stat().st_size > 10_000
+
+
+def test_a_line_cut_short_is_dropped_and_another_damage_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    runner._append(path, {"a": 1})
+    path.write_text(path.read_text() + '{"a": 2, "b')
+    assert read_lines(path) == [{"a": 1}]
+    runner._append(path, {"a": 3})
+    assert read_lines(path) == [{"a": 1}, {"a": 3}]
+    path.write_text('{"a": 1}\nrubbish\n{"a": 2}\n')
+    with pytest.raises(UserError, match="line 2: not valid JSON"):
+        read_lines(path)
+
+
+def test_tables_pair_the_starts_that_both_methods_have(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for name, act, scores in [
+        ("basin", "2 steps", [1.0, 0.5, 1.0, 0.9]),
+        ("diffusion", "DDPM-100", [0.8, 0.3]),
+    ]:
+        for cell in cells([f"pusht/*/{name}/*"]):
+            runner._append(results_file(cell, results), line(cell, act, scores))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: pusht --><!-- end -->")
+    render(page, results)
+    text = page.read_text()
+    assert "| -0.200 [-0.200, -0.200] |" in text
+    assert "3 × 4" in text
+    assert "3 × 2" in text
+    page.write_text("<!-- table: nonsense --><!-- end -->")
+    with pytest.raises(UserError, match="unknown table 'nonsense'"):
+        render(page, results)
+
+
+def test_difference_uses_common_seeds_and_starts() -> None:
+    one = Group(tuple({"scores": [1.0, 0.0, 1.0]} for _ in range(3)))
+    other = Group(tuple({"scores": [0.5, 0.5]} for _ in range(2)))
+    assert difference(one, other, "scores").tolist() == [[0.5, -0.5], [0.5, -0.5]]
+
+
+def test_crossed_bootstrap_is_wider_where_seeds_differ() -> None:
+    random = np.random.default_rng(0)
+    starts = random.normal(size=(1, 200)).repeat(3, 0)
+    same = bootstrap_crossed(starts)
+    seeds = bootstrap_crossed(starts + np.array([[-0.5], [0.0], [0.5]]))
+    assert same[0] < starts.mean() < same[1]
+    assert seeds[1] - seeds[0] > 1.5 * (same[1] - same[0])
+    assert bootstrap_crossed(starts) == same
+
+
+def test_energy_quality_of_a_true_energy_and_of_a_blind_one(monkeypatch: Any) -> None:
+    made: Any = policy()
+    random = np.random.default_rng(0)
+    count = 120
+    state = random.normal(size=(count, 5)).astype(np.float32)
+    observations = {"state": state, "extra": np.zeros((count, 2, 3), np.float32)}
+    actions = (80 * random.normal(size=(count, 2))).astype(np.float32)
+    ends = np.array([60, 120])
+    parts = [Windows(observations, actions, ends, np.array([i]), WindowConfig()) for i in range(2)]
+    held_out = made.action_normaliser.normalise(parts[1].gather(torch.arange(60)).actions)
+    features = made.normalise_observation(parts[1].gather(torch.arange(60)).observations)["state"]
+
+    def true_energy(actions: torch.Tensor, memory: Any) -> torch.Tensor:
+        return 0.5 * (actions - memory).square().sum((1, 2))
+
+    def remember(observation: Any) -> Any:  # the chunk that was demonstrated there
+        return held_out[(features - observation["state"]).square().sum((1, 2)).argmin()]
+
+    monkeypatch.setattr(made.energy, "remember", remember)
+    monkeypatch.setattr(made.energy, "given", lambda memory, n=1: lambda a: true_energy(a, memory))
+    found = energy_quality(made, parts[1], parts[0], 30, seed=0)
+    assert found["observations"] == 30
+    assert found["auroc_random"][0] == found["auroc_near"][0] == 1
+    assert found["spearman_white"][0] > 0.999
+    blind = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(
+        made.energy, "given",
+        lambda memory, n=1: lambda a: torch.rand(len(a), generator=blind),
+    )  # fmt: skip
+    found = energy_quality(made, parts[1], parts[0], 30, seed=0)
+    assert 0.35 < found["auroc_random"][0] < 0.65
+    assert abs(found["spearman_smooth"][0]) < 0.2
+
+
+def test_cost_compares_every_method_with_diffusion_in_one_run() -> None:
+    found = measure_cost("tiny", batch_size=2, rounds=2)
+    assert set(found["methods"]) == set(METHODS)
+    assert found["methods"]["diffusion"]["ratio"] == 1
+    assert all(cost["ms"] > 0 for cost in found["methods"].values())
+
+
+def test_bench_lists_what_is_missing_and_refuses_nonsense(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ebt_policy.cli.main", "bench", "objectives"]
+        return subprocess.run(
+            [*command, *arguments, "--results", str(tmp_path)], capture_output=True, text=True
+        )
+
+    (cell,) = cells(["pusht/206/regression/0"])
+    assert "missing 1 evaluation" in run("--list", "--only", cell.name).stdout
+    (tmp_path / "pusht.jsonl").write_text(json.dumps(line(cell, "1 evaluation", [1.0])) + "\n")
+    assert f"{cell.name}: complete" in run("--list", "--only", cell.name).stdout
+    for arguments, message in [
+        (["--only", "nothing"], "--only nothing: matches no cell"),
+        (["--jobs", "0"], "--jobs 0: at least one"),
+        (["--only", "pusht/206/mip/0", "--pusht", "nowhere"], "--pusht nowhere: no such data"),
+        (["--render", "nowhere.md"], "--render nowhere.md: no such page"),
+    ]:
+        result = run(*arguments)
+        assert result.returncode == 2
+        assert message in result.stderr
