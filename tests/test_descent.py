@@ -160,7 +160,7 @@ def test_the_first_step_lands_on_the_proposal_without_a_gradient() -> None:
     raw = {k: torch.from_numpy(v) for k, v in observations(3).items()}
     seen = made.normalise_observation(raw)
     with torch.no_grad():
-        proposal = made.energy.proposal(made.energy.remember(seen))
+        proposal = made.proposal(made.energy.remember(seen), generators(3))
     chunk, evaluations, trace = made.sample(seen, generators(3), None)
     assert torch.equal(chunk, proposal)
     assert evaluations.tolist() == [1, 1, 1]
@@ -176,6 +176,17 @@ def test_the_first_step_lands_on_the_proposal_without_a_gradient() -> None:
     assert trace.gradient_norm.shape == (3, 2)
 
 
+def test_ways_are_taken_as_often_as_their_logits_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = policy()
+    assert isinstance(made, EnergyPolicy)
+    ways = torch.arange(3.0).reshape(1, 3, 1, 1).expand(4000, 3, 16, 2)
+    logits = torch.tensor([0.5, 0.2, 0.3]).log().expand(4000, 3)
+    monkeypatch.setattr(made.energy, "proposals", lambda memory: (ways, logits))
+    taken = made.proposal([], generators(4000))[:, 0, 0]
+    shares = [(taken == way).float().mean().item() for way in range(3)]
+    assert shares == pytest.approx([0.5, 0.2, 0.3], abs=0.03)
+
+
 def test_noise_is_smooth_over_the_chunk_and_each_start_has_its_own() -> None:
     made = policy(descent=DescentConfig(steps=3, starts=100))
     assert isinstance(made, EnergyPolicy)
@@ -183,7 +194,7 @@ def test_noise_is_smooth_over_the_chunk_and_each_start_has_its_own() -> None:
     with torch.no_grad():
         memory = made.energy.remember(made.normalise_observation(raw))
         start, noise, taken = made.starts(memory, generators(2), None)
-        proposal = made.energy.proposal(memory)
+        proposal = made.proposal(memory, generators(2))
     assert torch.equal(start, proposal.repeat_interleave(100, 0))
     assert taken == 1
     assert noise is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from ebt_policy.config import PRESETS, DescentConfig, PolicyConfig, StreamConfig
 from ebt_policy.energy.layers import Attention
 from ebt_policy.energy.model import EnergyModel, energy_and_gradient
 from ebt_policy.errors import UserError
-from ebt_policy.objectives.basin import basin
+from ebt_policy.objectives.basin import basin, far
 from ebt_policy.objectives.equilibrium import equilibrium
 from ebt_policy.objectives.noise import smooth
 from ebt_policy.policies import EnergyPolicy, make_policy
@@ -71,17 +72,35 @@ def test_residual_energy_is_half_the_squared_distance_to_the_landing_plus_an_off
     assert torch.allclose(energy(actions, memory), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["residual", "scalar"])
-def test_proposal_is_a_chunk_of_the_observation_alone(form: str) -> None:
-    energy, memory = prepared(form)
-    proposal = energy.proposal(memory)
-    assert proposal.shape == (4, 16, 2)
-    assert not torch.allclose(proposal[0], proposal[1], atol=1e-4)
-    empty = energy.network.transformer.empty
-    assert empty is not None
+def test_proposals_are_ways_of_the_observation_alone() -> None:
+    energy, memory = prepared("residual")
+    chunks, logits = energy.proposals(memory)
+    assert chunks.shape == (4, 4, 16, 2)
+    assert logits.shape == (4, 4)
+    assert not torch.allclose(chunks[0], chunks[1], atol=1e-4)
+    assert not torch.allclose(chunks[:, 0], chunks[:, 1], atol=1e-4)
     other = policy(objective="equilibrium")
     assert isinstance(other, EnergyPolicy)
-    assert other.energy.network.transformer.empty is None
+    assert other.energy.ways is None
+
+
+def test_ways_share_out_two_modes_and_their_frequencies() -> None:
+    """Free chunks and logits trained on two modes, 3 to 1: each mode gets a way, and its share."""
+    torch.manual_seed(0)
+    settings = config().basin
+    chunks = torch.nn.Parameter(0.1 * torch.randn(1, 4, 4, 2))
+    logits = torch.nn.Parameter(torch.zeros(1, 4))
+    optimizer = torch.optim.Adam([chunks, logits], 0.02)
+    target = torch.where(torch.arange(64) % 4 == 0, -1.0, 1.0)[:, None, None].expand(64, 4, 2)
+    for _ in range(600):
+        loss = far(chunks.expand(64, -1, -1, -1), logits.expand(64, -1), target, settings).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    shares = logits.softmax(1)[0]
+    centres = chunks.detach()[0].mean((1, 2))
+    for mode, share in ((-1.0, 0.25), (1.0, 0.75)):
+        assert shares[(centres - mode).abs() < 0.2].sum().item() == pytest.approx(share, abs=0.05)
 
 
 def test_action_t_sees_observation_s_only_if_t_is_not_before_s() -> None:
@@ -119,14 +138,16 @@ def test_observation_is_encoded_once_however_many_descent_steps() -> None:
 
 def test_basin_is_zero_where_both_landscapes_land_on_the_demonstration() -> None:
     target = torch.randn(8, 16, 2)
+    settings = replace(config().basin, ways=1)
     errors = basin(
-        lambda x: 0.5 * (x - target[:2]).square().sum((1, 2)), target, target, config().basin
-    )
+        lambda x: 0.5 * (x - target[:2]).square().sum((1, 2)),
+        target[:, None], torch.zeros(8, 1), target, settings,
+    )  # fmt: skip
     assert errors.shape == target.shape
     assert errors.abs().max() < 1e-10
 
 
-def test_basin_trains_the_proposal_on_all_and_the_energy_near_the_stated_share() -> None:
+def test_basin_trains_the_proposals_on_all_and_the_energy_near_the_stated_share() -> None:
     points = []
     target = torch.full((8, 16, 2), 5.0)
 
@@ -134,7 +155,8 @@ def test_basin_trains_the_proposal_on_all_and_the_energy_near_the_stated_share()
         points.append(x.detach())
         return 0.5 * (x - 4).square().sum((1, 2))
 
-    errors = basin(energy, target + 2, target, config().basin)
+    settings = replace(config().basin, ways=1)
+    errors = basin(energy, target[:, None] + 2, torch.zeros(8, 1), target, settings)
     # The proposal is 2 away; a step lands on 4, so 1 away; a quarter stands for all of the batch.
     assert errors[:, 0, 0].tolist() == pytest.approx([4 + 4 * 1] * 2 + [4] * 6)
     assert points[0].shape == (2, 16, 2)

@@ -89,15 +89,18 @@ def test_masked_actions_do_not_count_in_the_loss() -> None:
 def test_policies_share_network_and_size() -> None:
     sizes = {name: sum(p.numel() for p in policy(policy=name).parameters()) for name in ALL}
     levels = 2 * (NETWORK.width * NETWORK.width + NETWORK.width)
-    # The energy has one more output per action, and 16 learned tokens for "no chunk yet".
-    extra = NETWORK.width + 1 + 16 * NETWORK.width
+    # The energy has one more output per action, 16 learned tokens for "no chunk yet", and the
+    # head of 4 ways of 2 action dimensions.
+    width = NETWORK.width
+    ways = width + width * width + width + (width + 1) * (4 * 2 + 4)
+    extra = width + 1 + 16 * width + ways
     assert sizes["ebt"] == sizes["regression"] + extra
     assert sizes["ibc"] == sizes["ebt"]
     assert sizes["diffusion"] == sizes["flow"] == sizes["mip"] == sizes["regression"] + levels
 
 
 def test_select_action_follows_the_time_line() -> None:
-    made = policy(policy="ebt", descent=DescentConfig(noise=0.0))
+    made = policy(policy="regression")  # without chance
     calls = []
     original = made.predict_chunk
 

@@ -141,11 +141,14 @@ class BasinConfig:
 
     near_share: float = 0.25
     noise: float = 0.5
+    ways: int = 4
+    way_width: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 < self.near_share <= 1:
             raise UserError(f"basin.near_share = {self.near_share}: it must lie in (0, 1]")
-        _check(self, "noise", above=0)
+        _check(self, "noise way_width", above=0)
+        _check(self, "ways", least=1)
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ class DescentConfig:
         momentum: Nesterov momentum.
         noise: standard deviation of the smooth noise added before every gradient step.
         tolerance: a step whose gradient has a root mean square below this is a sample's last.
-        start: ``proposal`` is the minimum of the far landscape (see ``EnergyModel.proposal``),
+        start: ``proposal`` is a minimum of the far landscape (see ``EnergyModel.proposals``),
             ``noise`` is N(0, I).
         starts: number of starts; the one with the lowest final energy is returned.
         warm_start: begin from the previous chunk, shifted by the executed actions.

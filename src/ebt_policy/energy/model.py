@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ebt_policy.config import EnergyForm, PolicyConfig
+from ebt_policy.energy.layers import RMSNorm
 from ebt_policy.energy.transformer import Memory, Network, repeat_memory
 from ebt_policy.shapes import Float
 
@@ -38,6 +39,7 @@ class EnergyModel(nn.Module):
             config, levels=False, extra_outputs=int(config.form == "residual"),
             empty=config.objective == "basin",
         )  # fmt: skip
+        self.ways = Ways(config) if config.objective == "basin" else None
 
     def remember(self, observation: dict[str, Float[Tensor, "b s _"]]) -> Memory:
         """Encode an observation once; the result serves any number of energy evaluations."""
@@ -51,20 +53,39 @@ class EnergyModel(nn.Module):
         landing, offset = outputs[..., :-1], outputs[..., -1]
         return 0.5 * (actions - landing).square().sum((1, 2)) + offset.sum(1)
 
-    def proposal(self, memory: Memory) -> Float[Tensor, "b t a"]:
-        """The minimum of the far landscape, 1/2 ||a - f(o, no chunk)||^2.
+    def proposals(self, memory: Memory) -> tuple[Float[Tensor, "b k t a"], Float[Tensor, "b k"]]:
+        """The minima p_k of the far landscape, and the logits of how often each is the way.
 
         Far from every demonstration a chunk says nothing, so there the energy looks at the
-        observation alone and is an exact bowl: one unit step lands here, for the price of a
-        forward pass. Only the ``basin`` objective trains it.
+        observation alone and is an exact bowl around each way, min over k of 1/2 ||a - p_k(o)||^2:
+        one unit step lands on a p_k, for the price of a forward pass. Only ``basin`` trains it.
         """
-        outputs: Tensor = self.network(None, memory)
-        return outputs[..., :-1] if self.form == "residual" else outputs
+        assert self.ways is not None
+        return self.ways(self.network.transformer.tokens(None, memory))
 
     def given(self, memory: Memory, starts: int = 1) -> Energy:
         """The energy under one observation per sample, each repeated for ``starts`` chunks."""
         memory = repeat_memory(memory, starts) if starts > 1 else memory
         return lambda actions: self(actions, memory)
+
+
+class Ways(nn.Module):
+    """Tokens to K chunks and their logits."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        width, self.count = config.network.width, config.basin.ways
+        self.hidden = nn.Sequential(RMSNorm(width), nn.Linear(width, width), nn.GELU("tanh"))
+        self.chunks = nn.Linear(width, self.count * config.action_dim)
+        self.logits = nn.Linear(width, self.count)
+
+    def forward(
+        self, tokens: Float[Tensor, "b t w"]
+    ) -> tuple[Float[Tensor, "b k t a"], Float[Tensor, "b k"]]:
+        with torch.autocast(tokens.device.type, enabled=False):
+            hidden = self.hidden(tokens.to(self.chunks.weight.dtype))
+            chunks = self.chunks(hidden).unflatten(-1, (self.count, -1)).movedim(2, 1)
+            return chunks, self.logits(hidden.mean(1))
 
 
 def energy_and_gradient(

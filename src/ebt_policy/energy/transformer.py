@@ -80,14 +80,23 @@ class ActionTransformer(nn.Module):
 
     def forward(
         self,
-        actions: Float[Tensor, "b t a"] | None,
+        actions: Float[Tensor, "b t a"],
         memory: Memory,
         level: Float[Tensor, b] | None = None,
     ) -> Float[Tensor, "b t outputs"]:
-        """One output vector per action; ``level`` is in [0, 1] where the model has that input.
+        """One output vector per action; ``level`` is in [0, 1] where the model has that input."""
+        tokens = self.tokens(actions, memory, level)
+        # Energies are compared and differentiated: their head stays float32 under autocast.
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.head(tokens.to(self.positions.dtype))
 
-        Without ``actions`` the learned empty chunk stands in their place.
-        """
+    def tokens(
+        self,
+        actions: Float[Tensor, "b t a"] | None,
+        memory: Memory,
+        level: Float[Tensor, b] | None = None,
+    ) -> Float[Tensor, "b t w"]:
+        """The action tokens after the last block; the learned empty chunk without ``actions``."""
         if actions is None:
             assert self.empty is not None
             tokens = (self.empty + self.positions).expand(len(memory[0][0]), -1, -1)
@@ -99,9 +108,7 @@ class ActionTransformer(nn.Module):
             tokens = tokens + self.level(features)[:, None]
         for block, (keys, values) in zip(self.blocks, memory, strict=True):
             tokens = block(tokens, keys, values, self.visible)
-        # Energies are compared and differentiated: their head stays float32 under autocast.
-        with torch.autocast(tokens.device.type, enabled=False):
-            return self.head(tokens.to(self.positions.dtype))
+        return tokens
 
 
 class Network(nn.Module):
@@ -131,7 +138,7 @@ class Network(nn.Module):
 
     def forward(
         self,
-        actions: Float[Tensor, "b t a"] | None,
+        actions: Float[Tensor, "b t a"],
         memory: Memory,
         level: Float[Tensor, b] | None = None,
     ) -> Float[Tensor, "b t outputs"]:

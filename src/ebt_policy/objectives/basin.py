@@ -1,14 +1,20 @@
-"""Two-scale quadratic basin: one unit step of descent is to land on the demonstration.
+"""Two-scale quadratic basin: a step of descent is to land on the demonstration.
 
-Far from every demonstration the chunk says nothing and the landscape is a bowl around what the
-observation alone predicts, p(o) (``EnergyModel.proposal``); near them it is E(o, x):
+Far from every demonstration a chunk says nothing, and the landscape is a bowl around each of K
+ways p_k(o) that the observation alone suggests (``EnergyModel.proposals``); near them it is
+E(o, x):
 
-    L = || p(o) - a ||^2  +  || x - dE(o, x)/dx - a ||^2,      x = a + s n
+    L = sum over k of w_k || p_k(o) - a ||^2  -  c sum over k of r_k log pi_k(o)          (far)
+      + || x - dE(o, x)/dx - a ||^2,      x = a + s n,      s ~ U(0, noise)               (near)
 
-with n half smooth, half white noise and s ~ U(0, noise). The first term is plain regression (one
-forward and one backward pass); the second needs a double backward, on ``near_share`` of the batch.
-At the optimum dE/dx = x - E[a | o, x] (Tweedie): the landscape is a bowl of curvature one around
-every way that was demonstrated, so the step is 1 and nothing is left to tune.
+Far: r is the responsibility of way k for the demonstration under pi_k exp(-e_k^2 / 2 width^2) with
+e_k the root mean square error of way k; w is r with a small share for every way, so that none dies
+(relaxed winner-takes-all, Rupprecht et al. 2017, arXiv 1612.00197). With one way this is plain
+regression. One forward and one backward pass, for the whole batch.
+
+Near: n is smooth or white noise, half and half. At the optimum dE/dx = x - E[a | o, x] (Tweedie):
+the landscape is a bowl of curvature one around every demonstrated way, so the step is 1 and nothing
+is left to tune. This needs a double backward, on ``near_share`` of the batch.
 """
 
 from __future__ import annotations
@@ -21,10 +27,14 @@ from ebt_policy.energy.model import Energy, energy_and_gradient
 from ebt_policy.objectives.noise import smooth
 from ebt_policy.shapes import Float
 
+_ALIVE = 0.05  # share of the far error that is spread over all ways
+_FREQUENCY_WEIGHT = 0.01  # of the cross-entropy of pi, whose scale is that of squared errors
+
 
 def basin(
     energy: Energy,
-    proposal: Float[Tensor, "b t a"],
+    proposals: Float[Tensor, "b k t a"],
+    logits: Float[Tensor, "b k"],
     actions: Float[Tensor, "b t a"],
     config: BasinConfig,
 ) -> Float[Tensor, "b t a"]:
@@ -32,11 +42,12 @@ def basin(
 
     Args:
         energy: the near landscape, with the first ``near(batch, config)`` observations fixed.
-        proposal: the far landscape's minimum for every observation.
+        proposals: the far landscape's minima for every observation.
+        logits: of how often each of them is the way.
         actions: demonstrated chunks, normalised.
-        config: share of the batch for the near landscape, and its noise.
+        config: share of the batch for the near landscape, its noise, the ways.
     """
-    errors = (proposal - actions).square()
+    errors = far(proposals, logits, actions, config)
     count = near(len(actions), config)
     target = actions[:count]
     scale = config.noise * torch.rand(count, 1, 1, device=actions.device)
@@ -46,6 +57,23 @@ def basin(
     _, gradient = energy_and_gradient(energy, point, create_graph=True)
     landing = (point - gradient - target).square() * (len(actions) / count)
     return torch.cat([errors[:count] + landing, errors[count:]])
+
+
+def far(
+    proposals: Float[Tensor, "b k t a"],
+    logits: Float[Tensor, "b k"],
+    actions: Float[Tensor, "b t a"],
+    config: BasinConfig,
+) -> Float[Tensor, "b t a"]:
+    """The far part of the loss, the cross-entropy of the ways spread over a chunk's elements."""
+    errors = (proposals - actions[:, None]).square()
+    frequencies = logits.log_softmax(1)
+    with torch.no_grad():
+        fit = -errors.mean((2, 3)) / (2 * config.way_width**2)
+        responsible = (fit + frequencies).softmax(1)
+        weights = (1 - _ALIVE) * responsible + _ALIVE / config.ways
+    entropy = -(responsible * frequencies).sum(1)
+    return (weights[:, :, None, None] * errors).sum(1) + _FREQUENCY_WEIGHT * entropy[:, None, None]
 
 
 def near(batch: int, config: BasinConfig) -> int:

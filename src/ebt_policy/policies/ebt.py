@@ -47,7 +47,7 @@ class EnergyPolicy(Policy):
         if self.config.objective == "basin":
             count = near(len(actions), self.config.basin)
             energy = self.energy.given([(keys[:count], values[:count]) for keys, values in memory])
-            return basin(energy, self.energy.proposal(memory), actions, self.config.basin)
+            return basin(energy, *self.energy.proposals(memory), actions, self.config.basin)
         energy = self.energy.given(memory)
         if self.config.objective == "equilibrium":
             return equilibrium(energy, actions, self.config.equilibrium)
@@ -78,9 +78,10 @@ class EnergyPolicy(Policy):
         """Where the descent begins.
 
         Returns:
-            Starting chunks (b * starts, T, A): the proposal, noise, or the previous chunk shifted
-            by the executed actions. The draws of the noise for each step, if there is any. And
-            the steps taken so far: 1 if the start is the proposal, else 0.
+            Starting chunks (b * starts, T, A): a proposal (the same for all starts of a sample,
+            so that every way is taken as often as it was demonstrated), noise, or the previous
+            chunk shifted by the executed actions. The draws of the noise for each step, if
+            there is any. And the steps taken so far: 1 if the start is a proposal, else 0.
         """
         settings, windows = self.config.descent, self.config.windows
         batch, device = len(memory[0][0]), memory[0][0].device
@@ -91,7 +92,8 @@ class EnergyPolicy(Policy):
             last = previous[:, -1:].expand(-1, windows.action_steps, -1)
             start = torch.cat([kept, last], dim=1).repeat_interleave(settings.starts, 0)
         elif settings.start == "proposal":
-            start, taken = self.energy.proposal(memory).repeat_interleave(settings.starts, 0), 1
+            start, taken = self.proposal(memory, generators), 1
+            start = start.repeat_interleave(settings.starts, 0)
         else:
             start = draw((settings.starts, *chunk), batch, generators, device).flatten(0, 1)
         left = settings.steps - taken
@@ -100,3 +102,13 @@ class EnergyPolicy(Policy):
         draws = draw((settings.starts, left, *chunk), batch, generators, device)
         noise = smooth(draws.flatten(0, 2)).unflatten(0, (-1, left)).transpose(0, 1)
         return start, noise, taken
+
+    def proposal(
+        self, memory: Memory, generators: Sequence[torch.Generator] | None
+    ) -> Float[Tensor, "b t a"]:
+        """One of the far landscape's minima for each sample, drawn as often as it is the way."""
+        chunks, logits = self.energy.proposals(memory)
+        # The normal distribution function makes a uniform draw of a normal one.
+        uniform = torch.special.ndtr(draw((1,), len(chunks), generators, chunks.device))
+        below = logits.softmax(1).cumsum(1)[:, :-1] < uniform
+        return chunks[torch.arange(len(chunks), device=chunks.device), below.sum(1)]

@@ -1,7 +1,8 @@
 """``planar/fork``: go round an obstacle, above or below, as the demonstrations do half and half.
 
 A point moves in the plane from the left to a goal on the right; a disc stands in the middle. The
-mean of the two ways leads into the disc, so a policy that averages its demonstrations fails.
+mean of the two ways leads into the disc, and the disc is so near that the first executed chunk
+decides: a policy that averages its demonstrations fails.
 Nothing but NumPy, and an episode takes milliseconds: a laboratory for tests, research and
 teaching.
 """
@@ -15,6 +16,8 @@ import numpy as np
 from ebt_policy.tasks.base import Environment, Expert, Observation, Outcome, Task
 
 RADIUS = 0.25
+HALF_WAY = 0.45  # from start or goal to the disc, along x
+SIDEWAYS = 0.2  # start and goal lie up to this far above or below
 CLEARANCE = 0.12  # of the middle of a route from the disc; demonstrations vary around it
 CLEARANCE_SPREAD = 0.04
 TOP_SPEED = 0.06  # length of one step, at most
@@ -44,8 +47,8 @@ class ForkEnvironment(Environment):
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         random = np.random.default_rng([seed, 0])
-        self._start = np.array([-0.8, random.uniform(-0.3, 0.3)])
-        self._goal = np.array([0.8, random.uniform(-0.3, 0.3)])
+        self._start = np.array([-HALF_WAY, random.uniform(-SIDEWAYS, SIDEWAYS)])
+        self._goal = np.array([HALF_WAY, random.uniform(-SIDEWAYS, SIDEWAYS)])
         self._disc = (self._start + self._goal) / 2
         self._collision, self._trail = False, [self._start]
         shares = np.linspace(0, 1, 101)
@@ -108,9 +111,9 @@ class ForkEnvironment(Environment):
 
 
 def _make_expert(seed: int) -> Expert:
-    """A demonstrator who picks a way, a clearance and a speed for the episode."""
+    """A demonstrator who takes the ways in turn, and picks a clearance and a speed."""
     random = np.random.default_rng([seed, 1])
-    side = random.choice(list(ROUTES.values()))
+    side = list(ROUTES.values())[seed % len(ROUTES)]
     clearance = CLEARANCE + random.uniform(-CLEARANCE_SPREAD, CLEARANCE_SPREAD)
     speed = random.uniform(*DEMONSTRATED_SPEEDS)
     start: np.ndarray | None = None
