@@ -18,6 +18,7 @@ from ebt_policy.config import (
     ObjectiveName,
     PolicyConfig,
     StreamConfig,
+    override,
 )
 from ebt_policy.policies import make_policy
 from ebt_policy.policies.base import Policy
@@ -42,7 +43,9 @@ def _methods(preset: str) -> dict[str, Policy]:
                 config, objective=objective, form=FORM_DEFAULTS[objective],
                 descent=DESCENT_DEFAULTS[objective],
             )  # fmt: skip
-        made[method.name] = make_policy(config)
+        options = list(method.options)
+        chosen = [options[i + 1] for i, option in enumerate(options) if option == "--set"]
+        made[method.name] = make_policy(override(config, chosen))
     return made
 
 

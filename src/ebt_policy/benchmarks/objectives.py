@@ -38,7 +38,7 @@ class Act:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train: ``train --policy POLICY OPTIONS``."""
+    """One way to train: ``train --policy POLICY OPTIONS``. The second and third vary the first."""
 
     name: str
     policy: PolicyName
@@ -54,13 +54,15 @@ def _steps(*counts: int, core: tuple[int, ...] = ()) -> tuple[Act, ...]:
 
 
 ADAPTIVE = Act("adaptive", ("descent.steps=20", "descent.tolerance=0.2"))
-SEVERAL = Act("2 steps, 8 starts", ("descent.steps=2", "descent.starts=8", "descent.noise=0.3"))
+SEVERAL = Act("2 steps, 8 starts", ("descent.steps=2", "descent.starts=8"))
 METHODS = {
     method.name: method
     for method in (
         Method("basin", "ebt", (
             *_steps(1, 2, 3, 5, 10, 20, 50, core=(1, 2)), SEVERAL, ADAPTIVE,
         )),
+        Method("one-way", "ebt", (*_steps(1, 2, 20), SEVERAL), ("--set", "basin.ways=1")),
+        Method("scalar", "ebt", (*_steps(1, 2, 20), SEVERAL), ("--set", "form=scalar")),
         Method("equilibrium", "ebt", _steps(2, 10, 50), ("--objective", "equilibrium")),
         Method("unrolled", "ebt", (*_steps(2), Act("21 steps")), ("--objective", "unrolled")),
         Method("diffusion", "diffusion", (
@@ -76,7 +78,7 @@ METHODS = {
         Method("ibc", "ibc", (Act("Langevin", core=True),)),
     )
 }  # fmt: skip
-ENERGY_METHODS = ("basin", "equilibrium", "unrolled", "ibc")
+ENERGY_METHODS = ("basin", "one-way", "scalar", "equilibrium", "unrolled", "ibc")
 _CURVE_METHODS = ("basin", "diffusion", "flow", "mip", "regression", "ibc")
 
 

@@ -27,7 +27,8 @@ from ebt_policy.tasks.planar import RADIUS
 
 REFERENCE = ("basin", "2 steps")
 COLOURS = {
-    "basin": "#1b6ca8", "equilibrium": "#6aa5cf", "unrolled": "#a9c9e4", "diffusion": "#d1642b",
+    "basin": "#1b6ca8", "one-way": "#2f8f9d", "scalar": "#12324a",
+    "equilibrium": "#6aa5cf", "unrolled": "#a9c9e4", "diffusion": "#d1642b",
     "flow": "#c9a227", "mip": "#4c9a52", "regression": "#7d6b9e", "ibc": "#8a8a8a",
 }  # fmt: skip
 _STEPS = re.compile(r"^(\d+) steps?$")
