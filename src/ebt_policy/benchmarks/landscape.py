@@ -16,6 +16,7 @@ import torch
 
 from ebt_policy.benchmarks.objectives import EVALUATION_SEED
 from ebt_policy.descent import descend
+from ebt_policy.energy.transformer import repeat_memory
 from ebt_policy.errors import UserError
 from ebt_policy.policies import EnergyPolicy
 from ebt_policy.policies.files import load_policy
@@ -23,7 +24,7 @@ from ebt_policy.tasks.planar import CLEARANCE, DEMONSTRATED_SPEEDS, ROUTES, Fork
 
 _SIDE = 61
 _ACROSS, _ALONG = 1.7, 0.7
-_STARTS = 8
+_DESCENTS = 8
 
 
 def _demonstrated(observation: np.ndarray, side: float, horizon: int, first: int) -> np.ndarray:
@@ -36,17 +37,17 @@ def _demonstrated(observation: np.ndarray, side: float, horizon: int, first: int
     return points[np.searchsorted(travelled, wanted).clip(max=1000)]
 
 
-def fork_landscape(run: Path, noise: float) -> dict[str, Any]:
+def fork_landscape(run: Path) -> dict[str, Any]:
     """Energies on the slice and eight two-step descents from the first evaluation start.
 
     Args:
         run: an energy policy of the ``basin`` objective, trained on the fork.
-        noise: of the starts.
 
     Returns:
         ``across``, ``along``: the slice's axes; ``energy``: (along, across); ``paths``: for each
-        descent its iterates on the slice; ``chunks``: the same as points of the plane, (starts,
-        iterates, T, 2); ``disc``, ``goal``, ``point``: the scene.
+        descent the proposal, the walk and the jump on the slice; ``chunks``: the same as points
+        of the plane, (descents, 3, T, 2); ``demonstrated``, ``disc``, ``goal``, ``point``: the
+        scene.
 
     Raises:
         UserError: the run holds another policy.
@@ -54,9 +55,7 @@ def fork_landscape(run: Path, noise: float) -> dict[str, Any]:
     policy = load_policy(run)
     if not isinstance(policy, EnergyPolicy) or policy.config.objective != "basin":
         raise UserError(f"{run}: a landscape needs an energy policy of the basin objective")
-    settings = dataclasses.replace(
-        policy.config.descent, steps=2, starts=_STARTS, noise=noise, tolerance=0.0
-    )
+    settings = dataclasses.replace(policy.config.descent, steps=2, starts=1, tolerance=0.0)
     acting = policy.with_sampling(settings)
     assert isinstance(acting, EnergyPolicy)
     windows = policy.config.windows
@@ -84,12 +83,14 @@ def fork_landscape(run: Path, noise: float) -> dict[str, Any]:
         grid = middle + across[None, :, None, None] * aside + along[:, None, None, None] * ahead
         flat = grid.flatten(0, 1)
         energy = acting.energy.given(memory, len(flat))(flat).reshape(_SIDE, _SIDE)
-        start, draws, taken = acting.starts(memory, [torch.Generator().manual_seed(0)], None)
-        energies = acting.energy.given(memory, _STARTS)
+        generators = [torch.Generator().manual_seed(i) for i in range(_DESCENTS)]
+        memory = repeat_memory(memory, _DESCENTS)
+        start, draws, taken = acting.starts(memory, generators, None)
+        energies = acting.energy.given(memory)
         _, trace = descend(energies, start, settings, draws, keep_path=True, taken=taken)
     assert draws is not None
-    noised = start + noise * draws[0]
-    iterates = torch.stack([trace.path[0], noised, trace.path[1]], 1)  # (starts, 3, T, 2)
+    noised = start + settings.noise * draws[0]
+    iterates = torch.stack([trace.path[0], noised, trace.path[1]], 1)  # (descents, 3, T, 2)
     paths = (iterates - middle).flatten(2) @ basis.T
     return {
         "across": _listed(across), "along": _listed(along), "energy": _listed(energy),

@@ -287,6 +287,7 @@ def _figure_steps(found: Results) -> Figure | None:
                 )  # fmt: skip
         axes.set_xscale("log")
         axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+        axes.minorticks_off()
         axes.set_title(slug, fontsize=9)
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("descent steps")
@@ -356,10 +357,10 @@ def _figure_landscape(found: Results) -> Figure | None:
     shades = slice_axes.contourf(
         line["across"], line["along"], energy, levels=levels, cmap="viridis", extend="both"
     )
-    figure.colorbar(shades, ax=slice_axes, label="energy", format="%.1f")
+    figure.colorbar(shades, ax=slice_axes, label="energy", format="%.2f")
     slice_axes.plot([1, -1], [0, 0], "w*", ms=11, mec="black", label="demonstrated ways")
     colours = ("#f2f2f2", "#f6b26b", "#e0382e")
-    names = ("step 1: the proposal", "spread", "step 2")
+    names = ("step 1: a proposal", "walk", "step 2: jump")
     for path in np.array(line["paths"]):
         slice_axes.plot(*path.T, color="white", lw=0.8)
         for colour, point in zip(colours, path, strict=True):

@@ -133,7 +133,7 @@ def run_cell(cell: Cell, work: Path, results: Path, pusht: Path) -> None:
         if act.name == QUALITY:
             measured = _quality(run, data)
         elif act.name == LANDSCAPE:
-            measured = fork_landscape(run, noise=0.3)
+            measured = fork_landscape(run)
         else:
             measured = _evaluation(cell, act, run)
         summary = read_summary(run)

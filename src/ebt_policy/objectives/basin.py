@@ -71,7 +71,7 @@ def far(
     with torch.no_grad():
         fit = -errors.mean((2, 3)) / (2 * config.way_width**2)
         responsible = (fit + frequencies).softmax(1)
-        weights = (1 - _ALIVE) * responsible + _ALIVE / config.ways
+        weights = (1 - _ALIVE) * responsible + _ALIVE / logits.shape[1]
     entropy = -(responsible * frequencies).sum(1)
     return (weights[:, :, None, None] * errors).sum(1) + _FREQUENCY_WEIGHT * entropy[:, None, None]
 

@@ -108,15 +108,24 @@ def learning_curves(curves: list[tuple[str, str, list[dict[str, Any]]]]) -> Figu
     return figure
 
 
-def energy_against_step(trace: Trace, moments: list[int], rate: float | None) -> Figure:
-    """Energy and gradient norm over the descent steps, one line for each moment."""
+def energy_against_step(trace: Trace, first: int, moments: list[int], rate: float | None) -> Figure:
+    """Energy and gradient norm over the descent steps, one line for each moment.
+
+    Args:
+        trace: of a descent without noise.
+        first: steps taken before its start.
+        moments: control steps of the episode, one for each sample.
+        rate: control steps per second, if it is known.
+    """
+    steps = np.arange(first, first + trace.energy.shape[1])
     figure = Figure(figsize=(8.4, 2.8))
     energy_axes, norm_axes = figure.subplots(1, 2)
     colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, len(moments)))
     for row, moment in enumerate(moments):
         name = f"step {moment}" if rate is None else f"{moment / rate:.1f} s"
-        energy_axes.plot(trace.energy[row].tolist(), "o-", color=colours[row], label=name, ms=3)
-        norm_axes.plot(trace.gradient_norm[row].tolist(), "o-", color=colours[row], ms=3)
+        style = {"color": colours[row], "ms": 3}
+        energy_axes.plot(steps, trace.energy[row].tolist(), "o-", label=name, **style)
+        norm_axes.plot(steps[:-1], trace.gradient_norm[row].tolist(), "o-", **style)
     energy_axes.set_ylabel("energy")
     if bool((trace.energy > 0).all()):
         energy_axes.set_yscale("log")
@@ -129,12 +138,13 @@ def energy_against_step(trace: Trace, moments: list[int], rate: float | None) ->
     return figure
 
 
-def descent_in_action_space(path: list[np.ndarray], executed: slice) -> Figure:
+def descent_in_action_space(path: list[np.ndarray], first: int, executed: slice) -> Figure:
     """How one chunk moves over the descent: its first two action dimensions.
 
     Args:
         path: chunks (T, A) of the iterates, in the units of the demonstrations; the last one is
             what the policy returns.
+        first: steps taken before the first iterate.
         executed: the part of the chunk that is executed.
     """
     two = path[0].shape[1] > 1
@@ -143,7 +153,7 @@ def descent_in_action_space(path: list[np.ndarray], executed: slice) -> Figure:
     colours = matplotlib.colormaps["plasma"](np.linspace(0.85, 0.0, len(path)))
     for k, chunk in enumerate(path):
         last = k == len(path) - 1
-        style = {"color": colours[k], "lw": 2.0 if last else 1.0, "label": f"{k} steps"}
+        style = {"color": colours[k], "lw": 2.0 if last else 1.0, "label": f"{first + k} steps"}
         if two:
             plane.plot(chunk[:, 0], chunk[:, 1], "o-", ms=3, **style)
         time.plot(chunk[:, 0], "o-", ms=3, **style)

@@ -150,7 +150,8 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
     shown = result["settings"]["descent"]["steps"]
     settings = dataclasses.replace(
         DescentConfig(**result["settings"]["descent"]),
-        steps=max(_DESCENT_STEPS, shown + 1), tolerance=0.0, starts=1, max_ms=None,
+        steps=max(_DESCENT_STEPS, shown + 1), tolerance=0.0, starts=1, noise=0.0,
+        max_ms=None,
     )  # fmt: skip
     drawn = policy.with_sampling(settings)
     assert isinstance(drawn, EnergyPolicy)
@@ -161,6 +162,7 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
         )
     assert trace is not None
     middle = len(moments) // 2
+    taken = settings.steps + 1 - len(trace.path)  # a proposal is a step already taken
     unnormalise = policy.action_normaliser.unnormalise
     path = [unnormalise(iterate[middle].detach()).numpy() for iterate in trace.path]
     rate = make_task(result["task"]).rate
@@ -171,13 +173,16 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
         f"<h2>The energy: {html.escape(result['task'])}</h2>",
         f"<p>Moments of the first evaluated episode (seed {first['seed']}), which {outcome} after "
         f"{first['steps']} steps. The policy takes {shown} descent steps per chunk; the curves go "
-        f"on to {settings.steps} to show the landscape beyond.</p>",
+        f"on to {settings.steps} to show the landscape beyond. Drawn without the noise that is "
+        "added before each step.</p>",
         _figure(
-            figures.energy_against_step(trace, steps, rate),
+            figures.energy_against_step(trace, taken, steps, rate),
             "Energy and gradient norm against the descent step, at some moments of the episode.",
         ),
         _figure(
-            figures.descent_in_action_space(path[: shown + 1], policy.config.windows.executed),
+            figures.descent_in_action_space(
+                path[: shown + 1 - taken], taken, policy.config.windows.executed
+            ),
             f"One chunk on its way down the energy, {steps[middle] / rate:.1f} s into the episode.",
         ),
         _figure(
