@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-all lint results clean
+.PHONY: setup demo test test-all lint results bench-objectives bench-cost clean
 
 setup: $(READY)
 
@@ -28,6 +28,16 @@ test-all: lint
 # Render the tables of docs/results.md from the files under results/.
 results: setup
 	$(BIN)/python scripts/render_results
+
+# Every objective, descent and baseline compared: many hours; stop it whenever, it goes on later.
+bench-objectives: setup
+	$(BIN)/ebt-policy bench objectives --jobs 2
+	$(BIN)/ebt-policy bench objectives --render docs/objectives.md
+
+# What a training step of each method costs.
+bench-cost: setup
+	$(BIN)/ebt-policy bench cost --preset tiny
+	$(BIN)/ebt-policy bench cost --preset small
 
 clean:
 	rm -rf $(VENV) runs/demo build .pytest_cache .mypy_cache .ruff_cache

@@ -17,7 +17,10 @@ from ebt_policy.cli.main import main, parse_duration
 from ebt_policy.demonstrations.robomimic import write_robomimic
 from ebt_policy.errors import UserError
 
-COMMANDS = ["data info", "data get", "collect", "train", "eval", "report", "demo"]
+COMMANDS = [
+    "data info", "data get", "collect", "train", "eval", "report", "bench objectives", "bench cost",
+    "demo",
+]  # fmt: skip
 
 
 def run(*arguments: str) -> int:
