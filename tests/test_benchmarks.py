@@ -119,9 +119,9 @@ def test_tables_pair_the_starts_that_both_methods_have(tmp_path: Path) -> None:
 
 
 def test_difference_uses_common_seeds_and_starts() -> None:
-    one = Group(tuple({"scores": [1.0, 0.0, 1.0]} for _ in range(3)))
-    other = Group(tuple({"scores": [0.5, 0.5]} for _ in range(2)))
-    assert difference(one, other, "scores").tolist() == [[0.5, -0.5], [0.5, -0.5]]
+    one = Group(tuple({"seed": seed, "scores": [1.0, 0.0, seed]} for seed in (0, 1, 2)))
+    other = Group(tuple({"seed": seed, "scores": [seed, 0.5, 0.5]} for seed in (0, 2)))
+    assert difference(one, other, "scores").tolist() == [[1, -0.5, -0.5], [-1, -0.5, 1.5]]
 
 
 def test_crossed_bootstrap_is_wider_where_seeds_differ() -> None:

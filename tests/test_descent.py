@@ -259,6 +259,8 @@ def test_impossible_settings_are_refused_by_name(name: str, value: float) -> Non
 def test_several_starts_without_spread_are_refused() -> None:
     with pytest.raises(UserError, match="would all be the same"):
         DescentConfig(starts=4, noise=0.0)
+    with pytest.raises(UserError, match="would all be the same"):
+        DescentConfig(starts=4, steps=1)
 
 
 def test_only_basin_trains_a_proposal() -> None:

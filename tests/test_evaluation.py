@@ -18,6 +18,8 @@ from ebt_policy.errors import UserError
 from ebt_policy.evaluation.results import read_results, store_result
 from ebt_policy.evaluation.rollout import Rollout, evaluate
 from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
+from ebt_policy.policies import POLICIES
+from ebt_policy.report import figures
 from ebt_policy.report.html import write_report
 from ebt_policy.training.trainer import train
 
@@ -158,3 +160,15 @@ def test_bootstrap_interval_is_reproducible_and_covers_the_mean() -> None:
     assert low < 0.5 < high
     assert (low, high) == bootstrap_mean([0.0, 0.5, 1.0] * 20)
     assert high - low == pytest.approx(2 * 1.96 * 0.408 / 60**0.5, rel=0.1)
+
+
+def test_every_policy_has_a_name_and_a_colour_in_reports() -> None:
+    assert set(figures.NAMES) == set(figures.COLOURS) == set(POLICIES)
+    result = {
+        "sampler": "ddim", "descent_steps_mean": 2.0,
+        "settings": {"descent": {"starts": 8, "steps": 2}},
+    }  # fmt: skip
+    labels = {name: figures.label(result | {"policy": name}) for name in POLICIES}
+    assert labels["ebt"] == "EBT-Policy, 2 steps, 8 starts"
+    assert labels["flow"] == "Flow matching, Euler-2"
+    assert len(set(labels.values())) == len(POLICIES)

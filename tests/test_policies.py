@@ -93,9 +93,9 @@ def test_policies_share_network_and_size() -> None:
     # head of 4 ways of 2 action dimensions.
     width = NETWORK.width
     ways = width + width * width + width + (width + 1) * (4 * 2 + 4)
-    extra = width + 1 + 16 * width + ways
-    assert sizes["ebt"] == sizes["regression"] + extra
-    assert sizes["ibc"] == sizes["ebt"]
+    offset = width + 1
+    assert sizes["ebt"] == sizes["regression"] + offset + 16 * width + ways
+    assert sizes["ibc"] == sizes["regression"] + offset
     assert sizes["diffusion"] == sizes["flow"] == sizes["mip"] == sizes["regression"] + levels
 
 

@@ -191,7 +191,7 @@ class DescentConfig:
         step_size: the step for a gradient of an energy that is summed over the chunk.
         momentum: Nesterov momentum.
         noise: standard deviation of the smooth noise added before every gradient step.
-        tolerance: a step whose gradient has a root mean square below this is a sample's last.
+        tolerance: a step that moves a sample by less than this (root mean square) is its last.
         start: ``proposal`` is a minimum of the far landscape (see ``EnergyModel.proposals``),
             ``noise`` is N(0, I).
         starts: number of starts; the one with the lowest final energy is returned.
@@ -215,10 +215,12 @@ class DescentConfig:
         _check(self, "steps starts", least=1)
         _check(self, "max_ms step_size", above=0)
         _check(self, "momentum noise tolerance", least=0)
-        if self.starts > 1 and self.start == "proposal" and self.noise == 0:
+        alike = self.start == "proposal" and (self.noise == 0 or self.steps == 1)
+        if self.starts > 1 and (alike or (self.warm_start and self.noise == 0)):
             raise UserError(
-                f"descent.starts = {self.starts} with descent.noise = 0: they would all be the "
-                "same; give a noise above 0"
+                f"descent.starts = {self.starts} with descent.noise = {self.noise} and "
+                f"descent.steps = {self.steps}: they would all be the same; give a noise above 0 "
+                "and two steps or more"
             )
 
 

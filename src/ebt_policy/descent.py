@@ -9,8 +9,8 @@ With noise of one size at every step the iterates are a walk through the chunks 
 observation, each followed by a jump to the bottom (Saremi & Hyvarinen 2019, arXiv 1903.02334):
 any number of steps gives a sample, where a plain descent would end in the most frequent chunk.
 
-Everything is per sample: a sample's result does not depend on its batch, and a sample that has
-taken a step with a small gradient no longer moves.
+Everything is per sample: a sample's result does not depend on its batch, and a sample whose step,
+walk and jump together, has led almost nowhere no longer moves.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def descend(
         The last iterates and the trace.
 
     Raises:
-        ValueError: Langevin noise is asked for and ``noise`` is missing.
+        ValueError: noise is asked for and ``noise`` is missing.
     """
     if config.noise > 0 and noise is None and config.steps > taken:
         raise ValueError("config.noise > 0 needs the noise argument: one draw for each step")
@@ -106,24 +106,24 @@ def descend(
         steps = torch.full((len(y),), taken, dtype=torch.int64, device=y.device)
         energies, norms, path = [], [], [y]
         for k in range(taken, config.steps):
-            point = normalise_rms(y) if config.normalise else y
+            point = before = normalise_rms(y) if config.normalise else y
             if noise is not None:
                 point = point + config.noise * noise[k - taken]
             value, gradient = energy_and_gradient(
                 energy, point + config.momentum * velocity, create_graph=False
             )
             value, gradient = value.detach(), gradient.detach()
-            norm = rms(gradient)
             energies.append(value)
-            norms.append(norm)
+            norms.append(rms(gradient))
             velocity = config.momentum * velocity - step_size(value, y[0].numel(), config) * (
                 gradient
             )
-            y = select(active, point + velocity, y)
+            moved = point + velocity
+            y = select(active, moved, y)
             steps = steps + active
             if keep_path:
                 path.append(y)
-            active = active & (norm > config.tolerance)
+            active = active & (rms(moved - before) > config.tolerance)
             if not bool(active.any()):
                 break
             if config.max_ms is not None and 1e3 * (time.perf_counter() - began) > config.max_ms:

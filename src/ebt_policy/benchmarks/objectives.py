@@ -2,7 +2,7 @@
 
 A *cell* is one training run: a task, a number of demonstrations, a method and a seed. It is
 evaluated in several ways of acting. All methods share the encoder, the trunk, the data and the
-CPU time of training; each has the learning rate and batch size that suited it (``docs``).
+CPU time of training.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _steps(*counts: int, core: tuple[int, ...] = ()) -> tuple[Act, ...]:
     )
 
 
-ADAPTIVE = Act("adaptive", ("descent.steps=20", "descent.tolerance=0.2"))
+ADAPTIVE = Act("adaptive", ("descent.steps=20", "descent.tolerance=0.1"))
 SEVERAL = Act("2 steps, 8 starts", ("descent.steps=2", "descent.starts=8"))
 METHODS = {
     method.name: method

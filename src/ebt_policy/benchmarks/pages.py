@@ -123,9 +123,12 @@ def _interval(values: np.ndarray, signed: bool = False) -> str:
 
 def difference(one: Group, other: Group, key: str) -> np.ndarray:
     """(seeds, starts) of one minus the other, over the seeds and starts that both have."""
-    left, right = one.values(key), other.values(key)
-    seeds, starts = np.minimum(left.shape, right.shape)
-    return left[:seeds, :starts] - right[:seeds, :starts]
+    left, right = ({line["seed"]: line[key] for line in group.lines} for group in (one, other))
+    rows = []
+    for seed in sorted(set(left) & set(right)):
+        starts = min(len(left[seed]), len(right[seed]))
+        rows.append(np.subtract(left[seed][:starts], right[seed][:starts]))
+    return np.array(rows, np.float64)
 
 
 def _table_task(found: Results, slug: str) -> str:
@@ -145,7 +148,9 @@ def _table_task(found: Results, slug: str) -> str:
             group = found.get(slug, method.name, act.name)
             if group is None:
                 continue
-            gap = "" if reference is None else _interval(difference(group, reference, key), True)
+            gap = ""
+            if reference is not None and len(paired := difference(group, reference, key)):
+                gap = _interval(paired, True)
             shares = []
             if has_routes:
                 above, below = (group.mean("route_shares", way) for way in ("above", "below"))

@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "collect", _collect, "record a scripted expert's successes as robomimic HDF5",
         "ebt-policy collect metaworld/pick-place --episodes 60 --out data/pick-place.hdf5 --seed 0",
     )  # fmt: skip
-    collect.add_argument("task", metavar="TASK", help="metaworld/<task>")
+    collect.add_argument("task", metavar="TASK", help="planar/fork, metaworld/<task>")
     collect.add_argument("--episodes", metavar="N", type=int, required=True)
     collect.add_argument("--out", metavar="FILE", required=True, help="HDF5 file to write")
     collect.add_argument("--seed", metavar="S", type=int, default=0, help="of the first start")
@@ -138,14 +138,17 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     evaluation.add_argument("run", metavar="RUN", help="folder of the run")
     evaluation.add_argument(
-        "--task", metavar="TASK", required=True, help="pusht, metaworld/<task>, gym:<id>"
+        "--task",
+        metavar="TASK",
+        required=True,
+        help="planar/fork, pusht, metaworld/<task>, gym:<id>",
     )
     evaluation.add_argument("--episodes", metavar="N", type=int, default=50)
     evaluation.add_argument(
         "--seed", metavar="S", type=int, default=100_000, help="starts S … S+N-1"
     )
     evaluation.add_argument(
-        "--descent-steps", metavar="K", type=int, help="gradient steps per chunk"
+        "--descent-steps", metavar="K", type=int, help="steps per chunk, the proposal included"
     )
     evaluation.add_argument(
         "--starts", metavar="N", type=int, help="descend from N starts, keep the lowest energy"

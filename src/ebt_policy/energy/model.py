@@ -35,11 +35,12 @@ class EnergyModel(nn.Module):
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.form: EnergyForm = config.form
+        has_ways = config.policy == "ebt" and config.objective == "basin"
         self.network = Network(
             config, levels=False, extra_outputs=int(config.form == "residual"),
-            empty=config.objective == "basin",
+            empty=has_ways,
         )  # fmt: skip
-        self.ways = Ways(config) if config.objective == "basin" else None
+        self.ways = Ways(config) if has_ways else None
 
     def remember(self, observation: dict[str, Float[Tensor, "b s _"]]) -> Memory:
         """Encode an observation once; the result serves any number of energy evaluations."""

@@ -34,7 +34,8 @@ def energy_quality(
         policy: with an ``energy``.
         held_out: windows the policy was not trained on.
         training: windows it was trained on; the nearest observations are looked for here.
-        count: how many held-out windows, spread evenly; only whole ones (no padding) are used.
+        count: how many held-out windows, spread evenly; only those that do not reach
+            beyond the episode's end are used.
         seed: of the perturbations and the random chunks.
 
     Raises:
@@ -45,19 +46,20 @@ def energy_quality(
     generator = torch.Generator().manual_seed(seed)
     normalise = policy.action_normaliser.normalise
     every = held_out.gather(torch.arange(len(held_out)))
-    whole = every.valid.all(1).nonzero().flatten()
+    first = policy.config.windows.observation_steps - 1  # what came before an episode is padding
+    whole = every.valid[:, first:].all(1).nonzero().flatten()
     if len(whole) == 0:
         raise UserError("energy quality: no held-out window without padding")
     chosen = whole[torch.linspace(0, len(whole) - 1, min(count, len(whole))).round().long()]
     batch = held_out.gather(chosen)
     known = training.gather(torch.arange(len(training)))
     known_features = _flat(policy.normalise_observation(known.observations))
-    known_chunks = normalise(known.actions)[known.valid.all(1)]
-    known_features = known_features[known.valid.all(1)]
+    known_whole = known.valid[:, first:].all(1)
+    known_chunks = normalise(known.actions)[known_whole]
+    known_features = known_features[known_whole]
     observation = policy.normalise_observation(batch.observations)
     features, chunks = _flat(observation), normalise(batch.actions)
     scale = torch.from_numpy(PERTURBATIONS).float()[:, None, None]
-    first = policy.config.windows.observation_steps - 1
     measures: dict[str, list[float]] = {
         "auroc_random": [], "auroc_near": [], "spearman_white": [], "spearman_smooth": [],
     }  # fmt: skip

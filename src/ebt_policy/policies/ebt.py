@@ -27,7 +27,7 @@ class EnergyPolicy(Policy):
         policy = EnergyPolicy(config)
         loss = policy(batch)                                  # one objective, see config
         prediction = policy.predict_chunk({"state": window})  # (b, To, 5) -> (b, Ta, A)
-        prediction.trace.energy                               # (b, steps + 1)
+        prediction.trace.energy                               # (b, steps)
     """
 
     acting = "descent"

@@ -82,8 +82,8 @@ class IBCPolicy(Policy):
             for k in range(settings.iterations):
                 order = energy(chunks).unflatten(0, (batch, count)).argsort(1)
                 # Each of the best eighth has eight children; the best itself stays.
-                parents = order[:, : max(count // 8, 1)].repeat(1, 8)[:, :count]
-                parents = functional.pad(parents, (0, count - parents.shape[1]))
+                children = torch.arange(count, device=zeros.device) % max(count // 8, 1)
+                parents = order[:, children]
                 rows = parents + count * torch.arange(batch, device=zeros.device)[:, None]
                 moved = scale * noise[k].unflatten(0, (batch, count))
                 moved[:, 0] = 0

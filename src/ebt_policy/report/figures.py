@@ -19,9 +19,13 @@ matplotlib.rcParams.update(
     }
 )  # fmt: skip
 
-COLOURS = {"ebt": "#1b6ca8", "diffusion": "#d1642b", "mip": "#4c9a52", "regression": "#7d6b9e"}
-NAMES = {
-    "ebt": "EBT-Policy", "diffusion": "Diffusion Policy", "mip": "MIP", "regression": "Regression",
+COLOURS: dict[str, str] = {
+    "ebt": "#1b6ca8", "diffusion": "#d1642b", "flow": "#c9a227", "mip": "#4c9a52",
+    "regression": "#7d6b9e", "ibc": "#8a8a8a",
+}  # fmt: skip
+NAMES: dict[str, str] = {
+    "ebt": "EBT-Policy", "diffusion": "Diffusion Policy", "flow": "Flow matching", "mip": "MIP",
+    "regression": "Regression", "ibc": "IBC",
 }  # fmt: skip
 
 
@@ -32,9 +36,13 @@ def label(result: dict[str, Any]) -> str:
         descent = result["settings"]["descent"]
         starts = f", {descent['starts']} starts" if descent["starts"] > 1 else ""
         return f"{name}, {descent['steps']} steps{starts}"
+    steps = round(result["descent_steps_mean"])
     if result["policy"] == "diffusion":
-        steps = round(result["descent_steps_mean"])
         return f"{name}, {result['sampler'].upper()}-{steps}"
+    if result["policy"] == "flow":
+        return f"{name}, Euler-{steps}"
+    if result["policy"] == "ibc":
+        return f"{name}, {result['sampler']}"
     return name
 
 
