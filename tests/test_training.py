@@ -130,7 +130,8 @@ def test_budget_is_kept_over_a_resume(tmp_path: Path, hdf5: Path) -> None:
     run = tmp_path / "run"
     config = replace(STEPS, steps=None, budget_seconds=4.0, checkpoint_seconds=0.1)
     began = time.process_time()
-    run_training(hdf5, run, config, policy=replace(POLICY, policy="regression"))
+    regression = replace(POLICY, policy="regression")
+    run_training(hdf5, run, config, policy=regression)
     assert time.process_time() - began < 20
     summary = read_summary(run)
     assert summary is not None
@@ -141,7 +142,7 @@ def test_budget_is_kept_over_a_resume(tmp_path: Path, hdf5: Path) -> None:
         expected = 0.5 * config.learning_rate * (1 + math.cos(math.pi * record["seconds"] / 4))
         assert record["learning_rate"] == pytest.approx(expected, abs=2e-5)
     steps = summary["steps"]
-    run_training(hdf5, run, config, resume=True)  # nothing is left to do
+    run_training(hdf5, run, config, resume=True, policy=regression)  # nothing is left to do
     again = read_summary(run)
     assert again is not None
     assert again["steps"] == steps
