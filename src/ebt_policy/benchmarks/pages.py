@@ -388,7 +388,7 @@ def _figure_landscape(found: Results) -> Figure | None:
     plane.set_aspect("equal")
     plane.set_xlim(-0.9, 0.4)
     plane.set_ylim(-0.7, 0.7)
-    plane.legend(fontsize=7, loc="lower right")
+    plane.legend(fontsize=7, loc="upper right")
     plane.set_xlabel("x")
     plane.set_ylabel("y")
     figure.tight_layout()
