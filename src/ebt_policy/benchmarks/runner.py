@@ -129,6 +129,9 @@ def run_cell(cell: Cell, work: Path, results: Path, pusht: Path) -> None:
         )  # fmt: skip
     torch.set_num_threads(1)
     path = results_file(cell, results)
+    summary = read_summary(run)
+    assert summary is not None
+    training = summary | {"multiply_adds": _multiply_adds(run, data) * summary["steps"]}
     for act in missing_acts(cell, results):
         if act.name == QUALITY:
             measured = _quality(run, data)
@@ -136,13 +139,10 @@ def run_cell(cell: Cell, work: Path, results: Path, pusht: Path) -> None:
             measured = fork_landscape(run)
         else:
             measured = _evaluation(cell, act, run)
-        summary = read_summary(run)
-        assert summary is not None
         line = {
             "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
             "method": cell.method.name, "seed": cell.seed, "act": act.name, **measured,
-            "training": summary | {"multiply_adds": _multiply_adds(run, data) * summary["steps"]},
-            **provenance(),
+            "training": training, **provenance(),
         }  # fmt: skip
         _append(path, line)
 
