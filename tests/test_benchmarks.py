@@ -28,11 +28,19 @@ from ebt_policy.windows.windows import Windows
 def line(cell: Any, act: str, scores: list[float], **more: Any) -> dict[str, Any]:
     return {
         "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
-        "method": cell.method.name, "seed": cell.seed, "act": act, "scores": scores,
+        "method": cell.method.name, "options": cell.method.options, "seed": cell.seed, "act": act,
+        "scores": scores,
         "successes": [int(score >= 1) for score in scores], "descent_steps_mean": 2.0,
         "steps_by_chunk": [2.0, 2.0],
         "training": {"steps": 10, "samples": 640, "multiply_adds": 1e9}, **more,
     }  # fmt: skip
+
+
+def write_cost(results: Path, ms: float) -> None:
+    """What a training step costs; a budget of 1 s is 1000 / ms steps."""
+    results.mkdir(exist_ok=True)
+    found = {"methods": {name: {"ms": ms} for name in METHODS}}
+    (results / "cost-tiny.json").write_text(json.dumps(found))
 
 
 def test_cells_are_named_chosen_by_pattern_and_measured_fully_with_the_most_data() -> None:
@@ -55,10 +63,13 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
     from dataclasses import replace
 
     (cell,) = cells(["planar-fork/200/basin/0"])
-    task = replace(cell.task, demonstrations=(5,), budget="1s", episodes=4)
+    task = replace(cell.task, demonstrations=(5,), budget=1.0, episodes=4)
     method = replace(cell.method, acts=(Act("1 step", ("descent.steps=1",)), Act("2 steps")))
     cell = replace(cell, task=task, demonstrations=5, method=method)
     work, results = tmp_path / "work", tmp_path / "results"
+    with pytest.raises(UserError, match="'ebt-policy bench cost --preset tiny"):
+        runner.run_cell(cell, work, results, tmp_path)
+    write_cost(results, ms=50.0)
     runner.run_cell(cell, work, results, tmp_path)
     found = read_lines(results_file(cell, results))
     assert [one["act"] for one in found] == ["1 step", "2 steps", "energy quality", "landscape"]
@@ -66,7 +77,8 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
     assert set(found[0]["route_shares"]) == {"above", "below"}
     assert len(found[0]["scores"]) == 4
     assert found[0]["training"]["multiply_adds"] > 1e6
-    assert found[0]["training"]["samples"] == 64 * found[0]["training"]["steps"]
+    assert found[0]["training"]["steps"] == 20
+    assert found[0]["training"]["samples"] == 64 * 20
     assert np.shape(found[3]["energy"]) == (61, 61)
     assert np.shape(found[3]["paths"]) == (8, 3, 2)
     assert missing_acts(cell, results) == []
@@ -74,6 +86,10 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
     before = results_file(cell, results).read_text()
     runner.run_cell(cell, work, results, tmp_path)
     assert results_file(cell, results).read_text() == before
+    # Results of other settings, or of another number of steps, are not this cell's.
+    other = replace(cell, method=replace(cell.method, settings=("basin.ways=2",)))
+    assert len(missing_acts(other, results)) == 4
+    assert len(missing_acts(replace(cell, task=replace(task, budget=2.0)), results)) == 4
 
     page = tmp_path / "page.md"
     page.write_text(
@@ -173,6 +189,9 @@ def test_cost_compares_every_method_with_diffusion_in_one_run() -> None:
     assert set(found["methods"]) == set(METHODS)
     assert found["methods"]["diffusion"]["ratio"] == 1
     assert all(cost["ms"] > 0 for cost in found["methods"].values())
+    assert {cost["batch_size"] for cost in found["methods"].values()} == {2}
+    found = measure_cost("tiny", batch_size=None, rounds=1)
+    assert found["methods"]["flow"]["batch_size"] == METHODS["flow"].batch_size == 128
 
 
 def test_bench_lists_what_is_missing_and_refuses_nonsense(tmp_path: Path) -> None:
@@ -184,6 +203,7 @@ def test_bench_lists_what_is_missing_and_refuses_nonsense(tmp_path: Path) -> Non
 
     (cell,) = cells(["pusht/206/regression/0"])
     assert "missing 1 evaluation" in run("--list", "--only", cell.name).stdout
+    write_cost(tmp_path, ms=60_000.0)  # the 10 steps of ``line``
     (tmp_path / "pusht.jsonl").write_text(json.dumps(line(cell, "1 evaluation", [1.0])) + "\n")
     assert f"{cell.name}: complete" in run("--list", "--only", cell.name).stdout
     for arguments, message in [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,88 +15,81 @@ from ebt_policy.config import (
     DESCENT_DEFAULTS,
     FORM_DEFAULTS,
     PRESETS,
-    ObjectiveName,
     PolicyConfig,
-    StreamConfig,
+    TrainingConfig,
     override,
 )
-from ebt_policy.policies import make_policy
-from ebt_policy.policies.base import Policy
+from ebt_policy.demonstrations import open_demonstrations
+from ebt_policy.demonstrations.robomimic import write_robomimic
 from ebt_policy.provenance import provenance
-from ebt_policy.windows.batch import Batch
+from ebt_policy.tasks import make_task
+from ebt_policy.tasks.collection import collect
+from ebt_policy.training.trainer import Trainer
+from ebt_policy.windows.windows import choose_streams
 
 REFERENCE = "diffusion"
+TASK, DEMONSTRATIONS = "planar/fork", 50
 _WARMUP = 3
-_FEATURES, _ACTIONS = 8, 4
 
 
-def _methods(preset: str) -> dict[str, Policy]:
+def _trainers(preset: str, sizes: dict[str, int], folder: Path) -> dict[str, Trainer]:
+    """A trainer for every method, as ``train`` makes it, on demonstrations of the fork."""
+    data = folder / "fork.hdf5"
+    task = make_task(TASK)
+    episodes = collect(task, DEMONSTRATIONS, seed=0, progress=False)
+    write_robomimic(data, episodes, task.name, {"control_freq": task.rate})
+    demonstrations = open_demonstrations(str(data), None)
     made = {}
     for method in METHODS.values():
         config = PolicyConfig(
-            policy=method.policy, streams={"state": StreamConfig((_FEATURES,))},
-            action_dim=_ACTIONS, network=PRESETS[preset].network,
+            policy=method.policy, streams=choose_streams(demonstrations, None),
+            action_dim=demonstrations.actions.shape[0], network=PRESETS[preset].network,
+            objective=method.objective, form=FORM_DEFAULTS[method.objective],
+            descent=DESCENT_DEFAULTS[method.objective],
         )  # fmt: skip
-        if "--objective" in method.options:
-            objective: ObjectiveName = method.name  # type: ignore[assignment]
-            config = replace(
-                config, objective=objective, form=FORM_DEFAULTS[objective],
-                descent=DESCENT_DEFAULTS[objective],
-            )  # fmt: skip
-        options = list(method.options)
-        chosen = [options[i + 1] for i, option in enumerate(options) if option == "--set"]
-        made[method.name] = make_policy(override(config, chosen))
+        training = TrainingConfig(
+            data=data.name, steps=1, batch_size=sizes[method.name],
+            learning_rate=PRESETS[preset].learning_rate,
+        )  # fmt: skip
+        made[method.name] = Trainer(
+            demonstrations, override(config, method.settings), training, folder / method.name
+        )
     return made
 
 
-def measure_cost(preset: str, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Median time of a training step (loss, gradient, AdamW) of every method.
+def measure_cost(preset: str, batch_size: int | None, rounds: int) -> dict[str, Any]:
+    """Median time of a whole training step of every method, as ``train`` takes it.
 
     The methods take turns within each round, so that whatever else the machine does meets all
-    of them. One thread on a CPU.
+    of them. CPU time of one thread on a CPU, wall-clock time on an accelerator.
 
     Args:
         preset: size of the network.
-        batch_size: samples of a step.
+        batch_size: samples of a step; None is the batch that each method is trained with.
         rounds: timed steps of each method.
 
     Returns:
-        For each method milliseconds, and the ratio to a Diffusion Policy step with the
-        quartiles of the ratio over rounds.
+        For each method its batch, milliseconds, and the ratio to a Diffusion Policy step with
+        the quartiles of the ratio over rounds.
     """
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    policies = {name: policy.to(device) for name, policy in _methods(preset).items()}
-    random = np.random.default_rng(0)
-    for policy in policies.values():
-        policy.fit_normalisers(
-            {"state": random.normal(size=(100, _FEATURES))},
-            random.normal(size=(100, _ACTIONS)), "random",
-        )  # fmt: skip
-    optimizers = {n: torch.optim.AdamW(p.parameters(), 1e-4) for n, p in policies.items()}
-    windows = policies[REFERENCE].config.windows
-    batch = Batch(
-        {"state": torch.randn(batch_size, windows.observation_steps, _FEATURES, device=device)},
-        torch.randn(batch_size, windows.horizon, _ACTIONS, device=device),
-        torch.ones(batch_size, windows.horizon, dtype=torch.bool, device=device),
-    )
-    times: dict[str, list[float]] = {name: [] for name in policies}
-    for count in tqdm(range(_WARMUP + rounds), desc=f"training steps, {preset}"):
-        for name, policy in policies.items():
-            began = time.perf_counter()
-            policy(batch).backward()
-            optimizers[name].step()
-            optimizers[name].zero_grad()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if count >= _WARMUP:
-                times[name].append(1e3 * (time.perf_counter() - began))
+    sizes = {name: batch_size or method.batch_size for name, method in METHODS.items()}
+    times: dict[str, list[float]] = {name: [] for name in METHODS}
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = _trainers(preset, sizes, Path(folder))
+        for count in tqdm(range(_WARMUP + rounds), desc=f"training steps, {preset}"):
+            for name, trainer in trainers.items():
+                began = trainer.clock()
+                trainer.one_step(progress=0.5)
+                if trainer.device.type == "cuda":
+                    torch.cuda.synchronize()
+                if count >= _WARMUP:
+                    times[name].append(1e3 * (trainer.clock() - began))
     reference = np.array(times[REFERENCE])
     return {
-        "preset": preset, "batch_size": batch_size, "rounds": rounds,
+        "preset": preset, "rounds": rounds,
         "methods": {
             name: {
+                "batch_size": sizes[name],
                 "ms": round(float(np.median(taken)), 2),
                 "ratio": round(float(np.median(taken / reference)), 3),
                 "quartiles": np.percentile(taken / reference, [25, 75]).round(3).tolist(),

@@ -2,7 +2,9 @@
 
 A *cell* is one training run: a task, a number of demonstrations, a method and a seed. It is
 evaluated in several ways of acting. All methods share the encoder, the trunk, the data and the
-CPU time of training.
+CPU time of training. That time is turned into a number of steps once, by what a step of each
+method costs side by side in one run on a quiet machine (``bench cost``): so a cell can be trained
+beside other work, on another day, and be the same.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import fnmatch
 from dataclasses import dataclass
 
-from ebt_policy.config import PolicyName
+from ebt_policy.config import ObjectiveName, PolicyName
 from ebt_policy.errors import UserError
 
 PRESET = "tiny"
@@ -38,12 +40,27 @@ class Act:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train: ``train --policy POLICY OPTIONS``. The second and third vary the first."""
+    """One way to train. The second and third of :data:`METHODS` vary the first.
+
+    Attributes:
+        name: in the tables.
+        policy, objective, batch_size, settings: as ``train`` takes them.
+        acts: how it is evaluated.
+    """
 
     name: str
     policy: PolicyName
     acts: tuple[Act, ...]
-    options: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    objective: ObjectiveName = "basin"
+    batch_size: int = 64
+
+    @property
+    def options(self) -> list[str]:
+        """The options of ``train``."""
+        objective = ["--objective", self.objective] if self.policy == "ebt" else []
+        chosen = [part for setting in self.settings for part in ("--set", setting)]
+        return ["--policy", self.policy, "--batch-size", str(self.batch_size), *objective, *chosen]
 
 
 def _steps(*counts: int, core: tuple[int, ...] = ()) -> tuple[Act, ...]:
@@ -61,21 +78,23 @@ METHODS = {
         Method("basin", "ebt", (
             *_steps(1, 2, 3, 5, 10, 20, 50, core=(1, 2)), SEVERAL, ADAPTIVE,
         )),
-        Method("one-way", "ebt", (*_steps(1, 2, 20), SEVERAL), ("--set", "basin.ways=1")),
-        Method("scalar", "ebt", (*_steps(1, 2, 20), SEVERAL), ("--set", "form=scalar")),
-        Method("equilibrium", "ebt", _steps(2, 10, 50), ("--objective", "equilibrium")),
-        Method("unrolled", "ebt", (*_steps(2), Act("21 steps")), ("--objective", "unrolled")),
+        Method("one-way", "ebt", (*_steps(1, 2, 20), SEVERAL), ("basin.ways=1",)),
+        Method("scalar", "ebt", (*_steps(1, 2, 20), SEVERAL), ("form=scalar",)),
+        Method("equilibrium", "ebt", _steps(2, 10, 50), objective="equilibrium"),
+        Method("unrolled", "ebt", (*_steps(2), Act("21 steps")), objective="unrolled"),
         Method("diffusion", "diffusion", (
             Act("DDIM-2", ("diffusion.ddim_steps=2",)),
             Act("DDIM-10", ("diffusion.ddim_steps=10",), core=True),
             Act("DDPM-100", ("diffusion.sampler=ddpm",), episodes=50),
-        ), ("--batch-size", "128")),
+        ), batch_size=128),
         Method("flow", "flow", tuple(
             Act(f"Euler-{k}", (f"flow.steps={k}",), core=k == 2) for k in (1, 2, 10)
-        ), ("--batch-size", "128")),
+        ), batch_size=128),
         Method("mip", "mip", (Act("2 evaluations", core=True),)),
         Method("regression", "regression", (Act("1 evaluation", core=True),)),
-        Method("ibc", "ibc", (Act("Langevin", core=True),)),
+        # A step of the default settings costs 144 diffusion steps: too few would be left.
+        Method("ibc", "ibc", (Act("Langevin", ("ibc.iterations=20",), core=True),),
+               ("ibc.counter_examples=8", "ibc.iterations=5"), batch_size=32),
     )
 }  # fmt: skip
 ENERGY_METHODS = ("basin", "one-way", "scalar", "equilibrium", "unrolled", "ibc")
@@ -89,7 +108,7 @@ class BenchTask:
     Attributes:
         name: as ``--task`` takes it.
         demonstrations: how many to learn from, the most last; () is a given file.
-        budget: CPU time of each training.
+        budget: CPU time of each training in seconds, on the machine of ``bench cost``.
         seeds: of training.
         episodes: evaluation starts.
         methods: of :data:`METHODS`.
@@ -97,7 +116,7 @@ class BenchTask:
 
     name: str
     demonstrations: tuple[int, ...]
-    budget: str
+    budget: float
     seeds: tuple[int, ...]
     episodes: int
     methods: tuple[str, ...]
@@ -110,10 +129,10 @@ class BenchTask:
 TASKS = {
     task.slug: task
     for task in (
-        BenchTask("planar/fork", (200,), "60s", (0, 1, 2), 200, tuple(METHODS)),
-        BenchTask("pusht", (), "10m", (0, 1, 2), 200, tuple(METHODS)),
+        BenchTask("planar/fork", (200,), 60.0, (0, 1, 2), 200, tuple(METHODS)),
+        BenchTask("pusht", (), 600.0, (0, 1, 2), 200, tuple(METHODS)),
         *(
-            BenchTask(f"metaworld/{name}", (5, 10, 20, 50), "60s", (0,), 50, _CURVE_METHODS)
+            BenchTask(f"metaworld/{name}", (5, 10, 20, 50), 60.0, (0,), 50, _CURVE_METHODS)
             for name in ("assembly", "drawer-open", "pick-place", "push", "shelf-place")
         ),
     )

@@ -59,15 +59,15 @@ class Results:
     """Every result of the study, grouped."""
 
     def __init__(self, folder: Path) -> None:
-        found: dict[tuple[str, int, str, str], list[dict[str, Any]]] = {}
+        # Of two results of the same cell the later one counts.
+        found: dict[tuple[str, int, str, str], dict[int, dict[str, Any]]] = {}
         for slug in TASKS:
             for line in read_lines(folder / f"{slug}.jsonl"):
                 key = (slug, line["demonstrations"], line["method"], line["act"])
-                found.setdefault(key, []).append(line)
+                found.setdefault(key, {})[line["seed"]] = line
         self.costs = [json.loads(path.read_text()) for path in sorted(folder.glob("cost-*.json"))]
         self.groups = {
-            key: Group(tuple(sorted(lines, key=lambda line: line["seed"])))
-            for key, lines in found.items()
+            key: Group(tuple(lines[seed] for seed in sorted(lines))) for key, lines in found.items()
         }
 
     def most(self, slug: str) -> int:
@@ -247,7 +247,7 @@ def _table_cost(found: Results) -> str:
         for name, cost in measured["methods"].items():
             low, high = cost["quartiles"]
             rows.append([
-                measured["preset"], str(measured["batch_size"]), name, f"{cost['ms']:.1f}",
+                measured["preset"], str(cost["batch_size"]), name, f"{cost['ms']:.1f}",
                 f"{cost['ratio']:.2f} ({low:.2f} to {high:.2f})",
             ])  # fmt: skip
     return _markdown(["preset", "batch", "method", "ms", "ratio to diffusion (quartiles)"], rows)

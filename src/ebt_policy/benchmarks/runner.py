@@ -66,9 +66,29 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return results
 
 
+def training_steps(cell: Cell, folder: Path) -> int:
+    """The cell's budget in steps of its method, by the costs that were measured side by side.
+
+    Raises:
+        UserError: they were not measured yet.
+    """
+    path = folder / f"cost-{PRESET}.json"
+    if not path.exists():
+        raise UserError(
+            f"{path}: missing; 'ebt-policy bench cost --preset {PRESET} --results {folder}' "
+            "measures what a step of each method costs, on a machine that does nothing else"
+        )
+    cost = json.loads(path.read_text())["methods"][cell.method.name]
+    return round(1e3 * cell.task.budget / cost["ms"])
+
+
 def missing_acts(cell: Cell, folder: Path) -> list[Act]:
-    """The ways of acting that have no result yet."""
-    done = {(r["cell"], r["act"]) for r in read_lines(results_file(cell, folder))}
+    """The ways of acting that have no result of this method as it is now."""
+    lines = read_lines(results_file(cell, folder))
+    if not lines:
+        return list(cell.acts)
+    now = (cell.method.options, training_steps(cell, folder))
+    done = {(r["cell"], r["act"]) for r in lines if (r["options"], r["training"]["steps"]) == now}
     return [act for act in cell.acts if (cell.name, act.name) not in done]
 
 
@@ -123,9 +143,9 @@ def run_cell(cell: Cell, work: Path, results: Path, pusht: Path) -> None:
     data = demonstrations_file(cell, work, pusht)
     if read_summary(run) is None:
         _command(
-            "train", "--data", data, "--policy", cell.method.policy, "--preset", PRESET,
-            "--budget", cell.task.budget, "--seed", str(cell.seed), "--out", run, "--resume",
-            *cell.method.options,
+            "train", "--data", data, "--preset", PRESET, *cell.method.options,
+            "--steps", str(training_steps(cell, results)), "--seed", str(cell.seed),
+            "--out", run, "--resume",
         )  # fmt: skip
     torch.set_num_threads(1)
     path = results_file(cell, results)
@@ -141,7 +161,8 @@ def run_cell(cell: Cell, work: Path, results: Path, pusht: Path) -> None:
             measured = _evaluation(cell, act, run)
         line = {
             "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
-            "method": cell.method.name, "seed": cell.seed, "act": act.name, **measured,
+            "method": cell.method.name, "options": cell.method.options, "seed": cell.seed,
+            "act": act.name, **measured,
             "training": training, **provenance(),
         }  # fmt: skip
         _append(path, line)

@@ -210,7 +210,10 @@ def build_parser() -> argparse.ArgumentParser:
         "ebt-policy bench cost --preset small",
     )  # fmt: skip
     cost.add_argument("--preset", choices=list(PRESETS), default="small", help="network size")
-    cost.add_argument("--batch-size", metavar="N", type=int, default=128)
+    cost.add_argument(
+        "--batch-size", metavar="N", type=int,
+        help="of every method; by default the one each is trained with in the study",
+    )  # fmt: skip
     cost.add_argument("--rounds", metavar="N", type=int, default=20, help="timed steps of each")
     cost.add_argument("--results", metavar="DIR", default="results/objectives")
 
@@ -424,12 +427,13 @@ def _bench_cost(options: argparse.Namespace) -> None:
     from ebt_policy.benchmarks.cost import measure_cost
     from ebt_policy.policies.files import replace_file
 
-    for name in ("batch_size", "rounds"):
-        if getattr(options, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {getattr(options, name)}: at least one is needed")
-    measured = measure_cost(options.preset, options.batch_size, options.rounds)
-    path = Path(options.results) / f"cost-{options.preset}-{options.batch_size}.json"
+    size = options.batch_size
+    for flag, value in (("--batch-size", size), ("--rounds", options.rounds)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} {value}: at least one is needed")
+    measured = measure_cost(options.preset, size, options.rounds)
+    name = options.preset if size is None else f"{options.preset}-{size}"
+    path = Path(options.results) / f"cost-{name}.json"
     replace_file(path, (json.dumps(measured, indent=1) + "\n").encode())
     for name, found in measured["methods"].items():
         print(f"{name:<12}{found['ms']:>9.1f} ms{found['ratio']:>8.2f} x diffusion")

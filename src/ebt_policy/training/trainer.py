@@ -70,7 +70,7 @@ def train(
         UserError: the folder holds another run, data do not fit, the loss becomes NaN, or the
             disk is full.
     """
-    return _Trainer(demonstrations, policy_config, config, run, resume).train()
+    return Trainer(demonstrations, policy_config, config, run, resume).train()
 
 
 def check_same_settings(kind: type, path: Path, given: Any) -> None:
@@ -91,14 +91,20 @@ def check_same_settings(kind: type, path: Path, given: Any) -> None:
             )
 
 
-class _Trainer:
+class Trainer:
+    """A run, ready to take its steps; nothing is written before :meth:`train`.
+
+    Args:
+        demonstrations, policy_config, config, run, resume: see :func:`train`.
+    """
+
     def __init__(
         self,
         demonstrations: Demonstrations,
         policy_config: PolicyConfig,
         config: TrainingConfig,
         run: Path,
-        resume: bool,
+        resume: bool = False,
     ) -> None:
         self.config, self.run = config, run
         folders = checkpoint_folders(run)
@@ -159,25 +165,26 @@ class _Trainer:
         self.step, self.seconds = 0, 0.0
         if resume and folders:
             self._restore(folders[-1])
-        self._mark = self._clock()
+        self._mark = self.clock()
         self.logger: Any = None
 
     # -- time ----------------------------------------------------------------------------
 
-    def _clock(self) -> float:
+    def clock(self) -> float:
+        """Seconds: CPU time per thread on a CPU, wall-clock on an accelerator."""
         if self.device.type == "cpu":
             return time.process_time() / torch.get_num_threads()
         return time.perf_counter()
 
     def _pause(self) -> None:
         """Add the training time since the last pause; what follows is not training."""
-        now = self._clock()
+        now = self.clock()
         self.seconds += now - self._mark
         self._mark = now
 
     def _continue(self) -> None:
         """Training goes on: forget the time since :meth:`_pause`."""
-        self._mark = self._clock()
+        self._mark = self.clock()
 
     def _progress(self) -> float:
         """Share of the run that is done, the same in every process."""
@@ -208,7 +215,7 @@ class _Trainer:
             mininterval=1.0, bar_format=_BAR,
         ) as bar:  # fmt: skip
             while progress < 1:
-                loss, norm, rate = self._one_step(progress)
+                loss, norm, rate = self.one_step(progress)
                 progress = self._progress()
                 if self.step % _LOG_STEPS == 0:
                     self._pause()
@@ -237,7 +244,8 @@ class _Trainer:
         self.accelerator.end_training()
         return self.ema
 
-    def _one_step(self, progress: float) -> tuple[float, float, float]:
+    def one_step(self, progress: float) -> tuple[float, float, float]:
+        """One optimiser step, ``progress`` of the run done; loss, gradient norm, learning rate."""
         config = self.config
         rate = (
             config.learning_rate
