@@ -53,7 +53,7 @@ def test_gradient_agrees_with_finite_differences(form: str) -> None:
     # The head is float32 by design; compare with that precision.
     actions = torch.randn(4, 16, 2, dtype=torch.float64)
     direction = torch.randn_like(actions)
-    _, gradient = energy_and_gradient(energy.given(memory), actions, create_graph=False)
+    _, gradient = energy_and_gradient(energy.given(memory), actions)
     slope = (gradient * direction).sum((1, 2))
     step = 1e-2
     up, down = (

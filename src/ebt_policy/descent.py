@@ -99,7 +99,7 @@ def descend(
     if config.noise > 0 and noise is None and config.steps > taken:
         raise ValueError("config.noise > 0 needs the noise argument: one draw for each step")
     began = time.perf_counter()
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.no_grad():
         y = start.detach().clone()
         velocity = torch.zeros_like(y)
         active = torch.ones(len(y), dtype=torch.bool, device=y.device)
@@ -109,10 +109,7 @@ def descend(
             point = before = normalise_rms(y) if config.normalise else y
             if noise is not None:
                 point = point + config.noise * noise[k - taken]
-            value, gradient = energy_and_gradient(
-                energy, point + config.momentum * velocity, create_graph=False
-            )
-            value, gradient = value.detach(), gradient.detach()
+            value, gradient = energy_and_gradient(energy, point + config.momentum * velocity)
             energies.append(value)
             norms.append(rms(gradient))
             velocity = config.momentum * velocity - step_size(value, y[0].numel(), config) * (
@@ -128,8 +125,7 @@ def descend(
                 break
             if config.max_ms is not None and 1e3 * (time.perf_counter() - began) > config.max_ms:
                 break
-        with torch.no_grad():
-            energies.append(energy(normalise_rms(y) if config.normalise else y))
+        energies.append(energy(normalise_rms(y) if config.normalise else y))
     slopes = torch.stack(norms, 1) if norms else y.new_zeros(len(y), 0)
     trace = Trace(torch.stack(energies, 1), slopes, steps, path if keep_path else [])
     return y, trace

@@ -49,7 +49,7 @@ def _trainers(preset: str, sizes: dict[str, int], folder: Path) -> dict[str, Tra
         )  # fmt: skip
         training = TrainingConfig(
             data=data.name, steps=1, batch_size=sizes[method.name],
-            learning_rate=PRESETS[preset].learning_rate,
+            compile=method.compile, learning_rate=PRESETS[preset].learning_rate,
         )  # fmt: skip
         made[method.name] = Trainer(
             demonstrations, override(config, method.settings), training, folder / method.name

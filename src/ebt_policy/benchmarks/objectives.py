@@ -44,7 +44,8 @@ class Method:
 
     Attributes:
         name: in the tables.
-        policy, objective, batch_size, settings: as ``train`` takes them.
+        policy, objective, batch_size, compile, settings: as ``train`` takes them. Where several
+            steps of a descent are unrolled in training, compiling takes longer than it saves.
         acts: how it is evaluated.
     """
 
@@ -54,13 +55,18 @@ class Method:
     settings: tuple[str, ...] = ()
     objective: ObjectiveName = "basin"
     batch_size: int = 64
+    compile: bool = True
 
     @property
     def options(self) -> list[str]:
         """The options of ``train``."""
         objective = ["--objective", self.objective] if self.policy == "ebt" else []
+        compiled = ["--compile"] if self.compile else []
         chosen = [part for setting in self.settings for part in ("--set", setting)]
-        return ["--policy", self.policy, "--batch-size", str(self.batch_size), *objective, *chosen]
+        return [
+            "--policy", self.policy, "--batch-size", str(self.batch_size),
+            *compiled, *objective, *chosen,
+        ]  # fmt: skip
 
 
 def _steps(*counts: int, core: tuple[int, ...] = ()) -> tuple[Act, ...]:
@@ -81,7 +87,8 @@ METHODS = {
         Method("one-way", "ebt", (*_steps(1, 2, 20), SEVERAL), ("basin.ways=1",)),
         Method("scalar", "ebt", (*_steps(1, 2, 20), SEVERAL), ("form=scalar",)),
         Method("equilibrium", "ebt", _steps(2, 10, 50), objective="equilibrium"),
-        Method("unrolled", "ebt", (*_steps(2), Act("21 steps")), objective="unrolled"),
+        Method("unrolled", "ebt", (*_steps(2), Act("21 steps")), objective="unrolled",
+               compile=False),
         Method("diffusion", "diffusion", (
             Act("DDIM-2", ("diffusion.ddim_steps=2",)),
             Act("DDIM-10", ("diffusion.ddim_steps=10",), core=True),
@@ -94,7 +101,7 @@ METHODS = {
         Method("regression", "regression", (Act("1 evaluation", core=True),)),
         # A step of the default settings costs 144 diffusion steps: too few would be left.
         Method("ibc", "ibc", (Act("Langevin", ("ibc.iterations=20",), core=True),),
-               ("ibc.counter_examples=8", "ibc.iterations=5"), batch_size=32),
+               ("ibc.counter_examples=8", "ibc.iterations=5"), batch_size=32, compile=False),
     )
 }  # fmt: skip
 ENERGY_METHODS = ("basin", "one-way", "scalar", "equilibrium", "unrolled", "ibc")

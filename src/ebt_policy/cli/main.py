@@ -127,6 +127,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--bf16", action="store_true", help="mixed precision")
     train.add_argument(
+        "--compile", action="store_true",
+        help="fuse the training step; pays for trainings of ten minutes and more",
+    )  # fmt: skip
+    train.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[],
         help="any other setting, e.g. basin.noise=0.3, form=scalar, training.weight_decay=1e-4",
     )  # fmt: skip
@@ -325,6 +329,7 @@ def _train(options: argparse.Namespace) -> None:
             preset.learning_rate if options.learning_rate is None else options.learning_rate
         ),
         bf16=options.bf16,
+        compile=options.compile,
         threads=options.threads,
         seed=options.seed,
     )

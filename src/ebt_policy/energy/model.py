@@ -90,16 +90,27 @@ class Ways(nn.Module):
 
 
 def energy_and_gradient(
-    energy: Energy, actions: Float[Tensor, "b t a"], create_graph: bool
+    energy: Energy, actions: Float[Tensor, "b t a"]
 ) -> tuple[Float[Tensor, b], Float[Tensor, "b t a"]]:
     """E and dE/da of each sample.
 
+    Both can be differentiated by the network's parameters, unless this is called under
+    ``torch.no_grad``: then nothing is kept beyond the gradient itself.
+
     Args:
         energy: with its observation fixed.
-        actions: where to evaluate; a leaf is made of it.
-        create_graph: keep the graph, so that the gradient itself can be differentiated.
+        actions: where to evaluate; what they depend on is not differentiated.
     """
-    actions = actions.detach().requires_grad_()
-    value = energy(actions)
-    (gradient,) = torch.autograd.grad(value.sum(), actions, create_graph=create_graph)
-    return value, gradient
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        # The form of it that torch.compile can see through.
+        def total(chunks: Tensor) -> tuple[Tensor, Tensor]:
+            values = energy(chunks)
+            return values.sum(), values
+
+        gradient, (_, values) = torch.func.grad_and_value(total, has_aux=True)(actions.detach())
+        return values, gradient
+    with torch.enable_grad():  # a third faster where nothing is compiled
+        chunks = actions.detach().requires_grad_()
+        values = energy(chunks)
+        (gradient,) = torch.autograd.grad(values.sum(), chunks)
+    return values.detach(), gradient

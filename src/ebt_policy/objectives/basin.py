@@ -54,7 +54,7 @@ def basin(
     is_smooth = torch.rand(count, 1, 1, device=actions.device) < 0.5
     draws = torch.randn_like(target)
     point = target + scale * torch.where(is_smooth, smooth(draws), draws)
-    _, gradient = energy_and_gradient(energy, point, create_graph=True)
+    _, gradient = energy_and_gradient(energy, point)
     landing = (point - gradient - target).square() * (len(actions) / count)
     return torch.cat([errors[:count] + landing, errors[count:]])
 

@@ -31,5 +31,5 @@ def equilibrium(
     noise = torch.randn_like(actions)
     point = mix * actions + (1 - mix) * noise
     magnitude = config.gradient_scale * ((1 - mix) / (1 - config.decay_from)).clamp(max=1)
-    _, gradient = energy_and_gradient(energy, point, create_graph=True)
+    _, gradient = energy_and_gradient(energy, point)
     return (gradient - (noise - actions) * magnitude).square()

@@ -45,15 +45,11 @@ def unrolled(
     jitter = torch.empty(actions.shape[0], 1, 1, device=actions.device).uniform_(-spread, spread)
     y, velocity = torch.randn_like(actions), torch.zeros_like(actions)
     for k in range(count):
-        last = k + 1 == count
         fall = 0.5 * (1 + math.cos(math.pi * k / max(count - 1, 1)))
         sigma = config.noise_last + (config.noise_first - config.noise_last) * fall
         y = normalise_rms(y.detach()) + sigma * torch.randn_like(y)
-        value, gradient = energy_and_gradient(
-            energy, y + descent.momentum * velocity, create_graph=last
-        )
-        if not last:
-            value, gradient = value.detach(), gradient.detach()
+        with torch.set_grad_enabled(k + 1 == count):
+            value, gradient = energy_and_gradient(energy, y + descent.momentum * velocity)
         step = jitter.exp() * step_size(value, y[0].numel(), descent)
         velocity = descent.momentum * velocity - step * gradient
         y = y + velocity

@@ -96,7 +96,7 @@ class IBCPolicy(Policy):
     def _steepness(self, memory: Memory, actions: Float[Tensor, "b t a"]) -> Float[Tensor, b]:
         """Penalty on slopes above ``max_slope`` around the data (appendix of the paper)."""
         around = (actions + self.config.ibc.noise * torch.randn_like(actions)).clamp(-1, 1)
-        _, gradient = energy_and_gradient(self.energy.given(memory), around, create_graph=True)
+        _, gradient = energy_and_gradient(self.energy.given(memory), around)
         return (gradient.abs().amax((1, 2)) - self.config.ibc.max_slope).clamp(min=0).square()
 
     def _langevin(
@@ -104,10 +104,10 @@ class IBCPolicy(Policy):
     ) -> Float[Tensor, "n t a"]:
         """Noisy gradient steps inside the box, step and noise falling together."""
         settings, scale = self.config.ibc, self.config.ibc.noise
-        with torch.enable_grad():
+        with torch.no_grad():
             for draws in noise:
-                _, gradient = energy_and_gradient(energy, chunks, create_graph=False)
+                _, gradient = energy_and_gradient(energy, chunks)
                 move = -settings.step_size * scale * gradient.clamp(-1, 1) + scale * draws * 0.5
-                chunks = (chunks + move).clamp(-1, 1).detach()
+                chunks = (chunks + move).clamp(-1, 1)
                 scale *= settings.shrink
         return chunks

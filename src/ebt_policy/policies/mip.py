@@ -1,9 +1,11 @@
 """Minimal iterative policy: two regressions, the second around the first (arXiv 2512.01809).
 
-    L = ||f(o, 0, 0) - a||^2 / s^2 + ||f(o, a + (1 - s) e, s) - a||^2 / (1 - s)^2,   s = 0.9
+    L = ||f(o, 0, 0) - a||^2 + ||f(o, a + (1 - s) e, s) - a||^2,   s = 0.9
     act: a_0 = f(o, 0, 0);   a = f(o, a_0, s)
 
-with e ~ N(0, I); the weights are those of the authors' released code.
+with e ~ N(0, I). The authors' released code weights the two by 1 / s^2 and 1 / (1 - s)^2, that is
+1.2 and 100: under a clipped gradient the first regression then hardly learns, and PushT came out
+far worse in a prototype (0.38 against 0.75 here).
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class MIPPolicy(Policy):
         noised = actions + (1 - level) * torch.randn_like(actions)
         first = self._predict(torch.zeros_like(actions), memory, 0.0) - actions
         second = self._predict(noised, memory, level) - actions
-        return (first / level).square() + (second / (1 - level)).square()
+        return first.square() + second.square()
 
     def sample(
         self,

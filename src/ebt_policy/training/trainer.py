@@ -12,6 +12,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,20 @@ def check_same_settings(kind: type, path: Path, given: Any) -> None:
             )
 
 
+def check_compiler(device: torch.device) -> None:
+    """Check that ``torch.compile`` will find what it needs.
+
+    Raises:
+        UserError: there is no C++ compiler, and training is on a CPU.
+    """
+    names = [os.environ.get("CXX", ""), "g++", "clang++"]
+    if device.type == "cpu" and not any(shutil.which(name) for name in names if name):
+        raise UserError(
+            "training.compile = true: no C++ compiler (g++, clang++ or $CXX) was found; install "
+            "one, or train without"
+        )
+
+
 class Trainer:
     """A run, ready to take its steps; nothing is written before :meth:`train`.
 
@@ -160,6 +176,10 @@ class Trainer:
             self.policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
+        if config.compile:
+            check_compiler(self.device)
+            self.model = torch.compile(self.model)
+        self._compiled = not config.compile
         # Each process draws its own noise.
         torch.manual_seed(config.seed * 1000 + self.accelerator.process_index)
         self.step, self.seconds = 0, 0.0
@@ -265,9 +285,14 @@ class Trainer:
             actions=batch.actions.to(self.device),
             valid=batch.valid.to(self.device),
         )
+        if not self._compiled:
+            self._pause()
         loss = self.model(batch)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
+        if not self._compiled:
+            self._compiled = True
+            self._continue()
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), config.gradient_clip)
         value, size = loss.item(), float(norm)
         if not (math.isfinite(value) and math.isfinite(size)):
