@@ -39,6 +39,8 @@ from ebt_policy.training.files import TRAINING_FILE, read_summary
 from ebt_policy.windows.windows import Windows, load_arrays, split_episodes
 
 QUALITY_OBSERVATIONS = 500
+# Demonstrations that no method learns from, where an expert can make them.
+HELD_OUT_EPISODES, HELD_OUT_SEED = 60, 50_000
 
 
 def results_file(cell: Cell, folder: Path) -> Path:
@@ -102,6 +104,8 @@ def run_cells(chosen: list[Cell], work: Path, results: Path, pusht: Path, jobs: 
     print(f"{len(chosen)} cells, {len(chosen) - len(waiting)} have their results", flush=True)
     for cell in waiting:  # not by two cells at once
         demonstrations_file(cell, work, pusht)
+        if QUALITY in {act.name for act in missing_acts(cell, results)}:
+            held_out_file(cell, work)
     failed: list[str] = []
 
     def one(cell: Cell) -> None:
@@ -133,7 +137,20 @@ def demonstrations_file(cell: Cell, work: Path, pusht: Path) -> Path:
         return pusht
     path = work / "data" / f"{cell.task.slug}-{cell.demonstrations}.hdf5"
     if not path.exists():
-        _command("collect", cell.task.name, "--episodes", str(cell.demonstrations), "--out", path)
+        _command("collect", cell.task.name, "--episodes", cell.demonstrations, "--out", path)
+    return path
+
+
+def held_out_file(cell: Cell, work: Path) -> Path | None:
+    """Demonstrations of the task from other starts; None where they cannot be made."""
+    if not cell.task.demonstrations:
+        return None
+    path = work / "data" / f"{cell.task.slug}-held-out.hdf5"
+    if not path.exists():
+        _command(
+            "collect", cell.task.name, "--episodes", HELD_OUT_EPISODES, "--seed", HELD_OUT_SEED,
+            "--out", path,
+        )  # fmt: skip
     return path
 
 
@@ -154,7 +171,7 @@ def run_cell(cell: Cell, work: Path, results: Path, pusht: Path) -> None:
     training = summary | {"multiply_adds": _multiply_adds(run, data) * summary["steps"]}
     for act in missing_acts(cell, results):
         if act.name == QUALITY:
-            measured = _quality(run, data)
+            measured = _quality(run, data, held_out_file(cell, work))
         elif act.name == LANDSCAPE:
             measured = fork_landscape(run)
         else:
@@ -213,8 +230,10 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
     }
 
 
-def _windows(policy: Policy, run: Path, data: Path) -> tuple[Windows, Windows]:
-    """The windows a run was trained on, and those it held out."""
+def _windows(
+    policy: Policy, run: Path, data: Path, other: Path | None = None
+) -> tuple[Windows, Windows]:
+    """The windows a run was trained on, and those it held out (or all of another file)."""
     training = from_json(TrainingConfig, (run / TRAINING_FILE).read_text(), str(run))
     demonstrations = open_demonstrations(str(data), training.filter_key)
     observations, actions = load_arrays(demonstrations, policy.config.streams)
@@ -223,13 +242,18 @@ def _windows(policy: Policy, run: Path, data: Path) -> tuple[Windows, Windows]:
         Windows(observations, actions, demonstrations.episode_ends, part, policy.config.windows)
         for part in parts
     )
+    if other is not None:
+        more = open_demonstrations(str(other))
+        observations, actions = load_arrays(more, policy.config.streams)
+        every = np.arange(more.episodes)
+        held_out = Windows(observations, actions, more.episode_ends, every, policy.config.windows)
     return trained, held_out
 
 
-def _quality(run: Path, data: Path) -> dict[str, Any]:
+def _quality(run: Path, data: Path, other: Path | None) -> dict[str, Any]:
     """The trained network's energy, and an untrained one's beside it."""
     policy = load_policy(run)
-    trained, held_out = _windows(policy, run, data)
+    trained, held_out = _windows(policy, run, data, other)
     torch.manual_seed(0)
     untrained = make_policy(policy.config).eval()
     untrained.action_normaliser = policy.action_normaliser

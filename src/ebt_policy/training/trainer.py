@@ -173,8 +173,9 @@ class Trainer:
         self.ema = copy.deepcopy(policy).to(self.device).eval().requires_grad_(False)
         self.policy = policy.to(self.device).train()
         optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+            self.policy.parameters(), lr=config.learning_rate,
+            weight_decay=config.weight_decay, fused=True,
+        )  # fmt: skip
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
         if config.compile:
             check_compiler(self.device)
