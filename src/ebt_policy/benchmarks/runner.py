@@ -217,16 +217,21 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
     records = result.pop("records")
     for key in ("moments", "policy", "task", "seeds"):
         result.pop(key)
-    chunks = max(len(record["descent_steps"]) for record in records)
+    steps_by_doing: dict[str, dict[int, int]] = {}
+    for record in records:
+        for doing, taken in zip(record["doing"], record["descent_steps"], strict=False):
+            counts = steps_by_doing.setdefault(doing, {})
+            counts[taken] = counts.get(taken, 0) + 1
     return result | {
         "first_seed": EVALUATION_SEED,
         "scores": [round(record["score"], 4) for record in records],
         "successes": [int(record["success"]) for record in records],
-        "steps_by_chunk": [
-            round(float(np.mean(taken)), 3)
-            for k in range(chunks)
-            if (taken := [r["descent_steps"][k] for r in records if len(r["descent_steps"]) > k])
-        ],
+        "steps_by_doing": steps_by_doing,
+        "first_episode": {
+            "steps": records[0]["descent_steps"],
+            "doing": records[0]["doing"],
+            "energy": [round(value, 3) for value in records[0]["energy"]],
+        },
     }
 
 

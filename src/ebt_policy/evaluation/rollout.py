@@ -45,6 +45,7 @@ class EpisodeRecord:
         steps: control steps until success or the end.
         descent_steps: sequential evaluations of each chunk, in order.
         energy: final energy of each chunk (energy policies only).
+        doing: what the robot did during each chunk, where the task can tell.
         facts: what the task tells of the episode beyond that.
     """
 
@@ -54,6 +55,7 @@ class EpisodeRecord:
     steps: int = 0
     descent_steps: list[int] = field(default_factory=list)
     energy: list[float] = field(default_factory=list)
+    doing: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -132,6 +134,7 @@ class _Worker:
                 record.descent_steps.append(int(prediction.evaluations[row]))
                 if prediction.trace is not None:
                     record.energy.append(float(prediction.trace.energy[row, -1]))
+                before = seen[i][-1]
                 for action in prediction.actions[row]:
                     if video is not None and i == film:
                         video.frame(self.environments[i], record.steps)
@@ -143,6 +146,8 @@ class _Worker:
                     if outcome.success or outcome.done or record.steps >= self.task.horizon:
                         ended.add(i)
                         break
+                if self.task.describe is not None:
+                    record.doing.append(self.task.describe(before, seen[i][-1]))
             for i in ended:
                 records[i].facts = self.environments[i].facts()
             going = [i for i in going if i not in ended]

@@ -70,6 +70,8 @@ class Task:
         make_expert: builds a scripted expert for the episode of a seed, where there is one.
         action_bounds: legal range of the actions, where it is one for all dimensions.
         summarise: from every episode's facts to further keys of an evaluation's result.
+        describe: in a few words what the robot did between two observations, where that can be
+            told from them.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Task:
     make_expert: Callable[[int], Expert] | None = None
     action_bounds: tuple[float, float] | None = None
     summarise: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
+    describe: Callable[[Observation, Observation], str] | None = None
 
 
 def missing_extra(task: str, error: ImportError) -> UserError:

@@ -16,6 +16,7 @@ from ebt_policy.tasks.base import Environment, Expert, Observation, Outcome, Tas
 
 HORIZON = 500
 CAMERA = "corner2"
+MOVED, NEAR = 0.002, 0.06
 FRAME_HEIGHT, FRAME_WIDTH = 240, 320
 
 
@@ -88,6 +89,14 @@ def _make_expert(name: str, seed: int) -> Expert:  # noqa: ARG001, its starts sa
     return act
 
 
+def _describe(before: Observation, after: Observation) -> str:
+    """By the hand's place and the object's, the first of the two that the state holds (m)."""
+    hand, thing = after["state"][:3], after["state"][4:7]
+    if np.linalg.norm(thing - before["state"][4:7]) > MOVED:
+        return "moving the object"
+    return "at the object" if np.linalg.norm(hand - thing) < NEAR else "reaching"
+
+
 def metaworld(name: str) -> Task:
     """A Meta-World task by name, for instance ``pick-place``; 80 steps per second.
 
@@ -104,4 +113,5 @@ def metaworld(name: str) -> Task:
         f"metaworld/{name}", horizon=HORIZON, rate=80.0, action_dim=4,
         make=functools.partial(MetaWorldEnvironment, name),
         make_expert=functools.partial(_make_expert, name), action_bounds=(-1.0, 1.0),
+        describe=_describe,
     )  # fmt: skip

@@ -143,9 +143,17 @@ def _summarise(facts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _describe(before: Observation, after: Observation) -> str:  # noqa: ARG001
+    ahead = after["state"][2] - after["state"][0]
+    if abs(ahead) < RADIUS:
+        return "beside the disc"
+    return "before the disc" if ahead > 0 else "behind the disc"
+
+
 def fork() -> Task:
     """The fork: 80 steps at 10 Hz, observation = point, disc and goal (x, y of each)."""
     return Task(
         "planar/fork", horizon=HORIZON, rate=10.0, action_dim=2, make=ForkEnvironment,
         make_expert=_make_expert, action_bounds=(-1.0, 1.0), summarise=_summarise,
+        describe=_describe,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.tasks.base import Environment, Outcome, Task, missing_extra
+from ebt_policy.tasks.base import Environment, Observation, Outcome, Task, missing_extra
 
 SUCCESS_COVERAGE = 0.95
 # The nine key points of the published data, in the block's own frame (pixels); found by
@@ -65,9 +65,17 @@ class PushTEnvironment(Environment):
         }
 
 
+def _describe(before: Observation, after: Observation) -> str:
+    """Whether the block moved (by a pixel or a degree), or the agent alone (by two), or none."""
+    change = np.abs(after["state"] - before["state"])
+    if np.linalg.norm(change[2:4]) > 1 or 0.017 < change[4] < 2 * np.pi - 0.017:
+        return "pushing"
+    return "moving freely" if np.linalg.norm(change[:2]) > 2 else "standing still"
+
+
 def pusht() -> Task:
     """The PushT task: 300 steps at 10 Hz, action = target of the agent in pixels."""
     return Task(
         "pusht", horizon=300, rate=10.0, action_dim=2, make=PushTEnvironment,
-        action_bounds=(0.0, 512.0),
+        action_bounds=(0.0, 512.0), describe=_describe,
     )  # fmt: skip
