@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from conftest import policy
-from ebt_policy.benchmarks import runner
+from ebt_policy.benchmarks import cost, runner
 from ebt_policy.benchmarks.cost import measure_cost
 from ebt_policy.benchmarks.objectives import METHODS, TASKS, Act, cells
 from ebt_policy.benchmarks.pages import Group, difference, render
@@ -31,7 +32,8 @@ def line(cell: Any, act: str, scores: list[float], **more: Any) -> dict[str, Any
         "method": cell.method.name, "options": cell.method.options, "seed": cell.seed, "act": act,
         "scores": scores,
         "successes": [int(score >= 1) for score in scores], "descent_steps_mean": 2.0,
-        "steps_by_chunk": [2.0, 2.0],
+        "steps_by_doing": {"pushing": {"2": 7, "3": 1}, "moving freely": {"2": 4}},
+        "first_episode": {"steps": [2, 3], "doing": ["pushing"] * 2, "energy": [-1.0, -2.0]},
         "training": {"steps": 10, "samples": 640, "multiply_adds": 1e9}, **more,
     }  # fmt: skip
 
@@ -60,13 +62,14 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One real cell with a training of a moment: collect, train, evaluate, append; then nothing."""
-    from dataclasses import replace
-
     (cell,) = cells(["planar-fork/200/basin/0"])
     task = replace(cell.task, demonstrations=(5,), budget=1.0, episodes=4)
-    method = replace(cell.method, acts=(Act("1 step", ("descent.steps=1",)), Act("2 steps")))
+    acts = (Act("1 step", ("descent.steps=1",)), Act("2 steps"))
+    method = replace(cell.method, acts=acts, compile=False)
     cell = replace(cell, task=task, demonstrations=5, method=method)
     work, results = tmp_path / "work", tmp_path / "results"
+    monkeypatch.setattr(runner, "HELD_OUT_EPISODES", 3)
+    monkeypatch.setattr(runner, "QUALITY_OBSERVATIONS", 10)
     with pytest.raises(UserError, match="'ebt-policy bench cost --preset tiny"):
         runner.run_cell(cell, work, results, tmp_path)
     write_cost(results, ms=50.0)
@@ -76,6 +79,13 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
     assert [one["descent_steps_mean"] for one in found[:2]] == [1.0, 2.0]
     assert set(found[0]["route_shares"]) == {"above", "below"}
     assert len(found[0]["scores"]) == 4
+    assert set(found[1]["steps_by_doing"]) <= {
+        "before the disc", "beside the disc", "behind the disc"
+    }  # fmt: skip
+    taken = list(found[1]["steps_by_doing"].values())
+    assert {count for steps in taken for count in steps} == {"2"}
+    episode = found[1]["first_episode"]
+    assert len(episode["steps"]) == len(episode["doing"]) == len(episode["energy"])
     assert found[0]["training"]["multiply_adds"] > 1e6
     assert found[0]["training"]["steps"] == 20
     assert found[0]["training"]["samples"] == 64 * 20
@@ -184,7 +194,11 @@ def test_energy_quality_of_a_true_energy_and_of_a_blind_one(monkeypatch: Any) ->
     assert abs(found["spearman_smooth"][0]) < 0.2
 
 
-def test_cost_compares_every_method_with_diffusion_in_one_run() -> None:
+def test_cost_compares_every_method_with_diffusion_in_one_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    eager = {name: replace(method, compile=False) for name, method in METHODS.items()}
+    monkeypatch.setattr(cost, "METHODS", eager)
     found = measure_cost("tiny", batch_size=2, rounds=2)
     assert set(found["methods"]) == set(METHODS)
     assert found["methods"]["diffusion"]["ratio"] == 1

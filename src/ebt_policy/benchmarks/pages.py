@@ -332,20 +332,47 @@ def _figure_curve(found: Results) -> Figure | None:
 
 
 def _figure_adaptive(found: Results) -> Figure | None:
-    """Steps of each chunk along an episode where every chunk stops by itself."""
-    figure = Figure(figsize=(6.0, 3.0))
-    axes = figure.add_subplot()
+    """Where chunks stop by themselves: steps by what the robot did, and along one episode."""
     slugs = [slug for slug in TASKS if found.get(slug, "basin", "adaptive") is not None]
-    for slug in slugs:
-        group = found.get(slug, "basin", "adaptive")
-        assert group is not None
-        profile = group.lines[0]["steps_by_chunk"]
-        axes.plot(np.linspace(0, 1, len(profile)), profile, label=slug, lw=1)
-    axes.set_xlabel("share of the longest episode")
-    axes.set_ylabel("mean steps of a chunk")
     if not slugs:
         return None
-    axes.legend(fontsize=7)
+    figure = Figure(figsize=(9.0, 2.5 * len(slugs)))
+    every = figure.subplots(len(slugs), 2, squeeze=False, width_ratios=(1, 1.6))
+    for slug, (bars, along) in zip(slugs, every, strict=True):
+        group = found.get(slug, "basin", "adaptive")
+        assert group is not None
+        counts: dict[str, dict[int, int]] = {}
+        for line in group.lines:
+            for doing, taken in line["steps_by_doing"].items():
+                mine = counts.setdefault(doing, {})
+                for steps, number in taken.items():
+                    mine[int(steps)] = mine.get(int(steps), 0) + number
+        colours = dict(zip(sorted(counts), COLOURS.values(), strict=False))
+        most = max(steps for mine in counts.values() for steps in mine)
+        width = 0.8 / len(counts)
+        for place, doing in enumerate(sorted(counts)):
+            mine, chunks = counts[doing], sum(counts[doing].values())
+            bars.bar(
+                [steps + (place - (len(counts) - 1) / 2) * width for steps in sorted(mine)],
+                [mine[steps] / chunks for steps in sorted(mine)],
+                width, color=colours[doing], label=f"{doing} ({chunks} chunks)",
+            )  # fmt: skip
+        bars.set_yscale("log")
+        bars.set_xticks(range(1, most + 1, max(1, most // 8)))
+        bars.set_xlabel("steps of a chunk")
+        bars.set_ylabel("share of chunks")
+        bars.legend(fontsize=6)
+        bars.set_title(f"{slug}: {group.mean('descent_steps_mean'):.2f} steps", fontsize=9)
+        episode = group.lines[0]["first_episode"]
+        for doing, colour in colours.items():
+            at = [k for k, what in enumerate(episode["doing"]) if what == doing]
+            along.bar(at, [episode["steps"][k] for k in at], 0.9, color=colour)
+        along.set_ylabel("steps")
+        along.set_xlabel("chunk of one episode, the first start")
+        energy = along.twinx()
+        energy.plot(episode["energy"], "k.-", lw=0.8, ms=3)
+        energy.set_ylabel("energy (line)", fontsize=8)
+    figure.tight_layout()
     return figure
 
 
