@@ -291,6 +291,33 @@ def test_two_processes_train_on_the_same_global_batch(tmp_path: Path, hdf5: Path
     assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
 
 
+@pytest.mark.slow
+def test_compiled_training_takes_the_same_steps(tmp_path: Path, hdf5: Path) -> None:
+    """With torch's own random numbers, so that the noise of both is the same."""
+    from ebt_policy.config import to_json
+
+    same_noise = "import torch._inductor.config as c; c.fallback_random = True\n" + CHILD
+    for policy in (POLICY, replace(POLICY, policy="diffusion")):
+        weights = []
+        for compiled in (False, True):
+            run = tmp_path / f"{policy.policy}-{compiled}"
+            config = replace(STEPS, steps=5, compile=compiled)
+            command = [sys.executable, "-c", same_noise, str(hdf5), str(run)]
+            subprocess.run([*command, to_json(policy), to_json(config)], check=True)
+            weights.append(load_file(run / "model.safetensors"))
+        for name, value in weights[0].items():
+            assert torch.allclose(weights[1][name], value, atol=1e-4), name
+
+
+def test_compiling_without_a_compiler_says_so(
+    tmp_path: Path, hdf5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="no C\\+\\+ compiler"):
+        run_training(hdf5, tmp_path / "run", replace(STEPS, compile=True))
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_that_make_no_sense() -> None:
     for changes, message in [
         ({"steps": None}, "exactly one of --steps and --budget"),
