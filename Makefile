@@ -31,13 +31,15 @@ results: setup
 
 # Every objective, descent and baseline compared: many hours; stop it whenever, it goes on later.
 bench-objectives: setup
-	$(BIN)/ebt-policy bench objectives --jobs 2
+	test -e data/pusht_cchi_v7_replay.zarr || $(BIN)/ebt-policy data get pusht --out data
+	test -e results/objectives/cost-tiny.json || $(BIN)/ebt-policy bench cost --preset tiny
+	-$(BIN)/ebt-policy bench objectives --jobs 2
 	$(BIN)/ebt-policy bench objectives --render docs/objectives.md
 
 # What a training step of each method costs.
 bench-cost: setup
-	$(BIN)/ebt-policy bench cost --preset tiny
-	$(BIN)/ebt-policy bench cost --preset small
+	$(BIN)/ebt-policy bench cost --preset tiny --batch-size 128
+	$(BIN)/ebt-policy bench cost --preset small --batch-size 128
 
 clean:
 	rm -rf $(VENV) runs/demo build .pytest_cache .mypy_cache .ruff_cache

@@ -158,6 +158,13 @@ def test_crossed_bootstrap_is_wider_where_seeds_differ() -> None:
     assert same[0] < starts.mean() < same[1]
     assert seeds[1] - seeds[0] > 1.5 * (same[1] - same[0])
     assert bootstrap_crossed(starts) == same
+    # Two tasks, one always solved and one never: drawn within tasks there is nothing in doubt.
+    halves = np.concatenate([np.ones((1, 50)), np.zeros((1, 50))], 1)
+    assert bootstrap_crossed(halves, tasks=2) == (0.5, 0.5)
+    assert bootstrap_crossed(halves)[0] < 0.45
+    low, high = bootstrap_crossed(np.ones((1, 50)))
+    assert 0.9 < low < 0.95
+    assert high == 1
 
 
 def test_energy_quality_of_a_true_energy_and_of_a_blind_one(monkeypatch: Any) -> None:

@@ -83,6 +83,7 @@ METHODS = {
     for method in (
         Method("basin", "ebt", (
             *_steps(1, 2, 3, 5, 10, 20, 50, core=(1, 2)), SEVERAL, ADAPTIVE,
+            Act("2 steps, no walk", ("descent.steps=2", "descent.noise=0")),
         )),
         Method("one-way", "ebt", (*_steps(1, 2, 20), SEVERAL), ("basin.ways=1",)),
         Method("scalar", "ebt", (*_steps(1, 2, 20), SEVERAL), ("form=scalar",)),

@@ -115,8 +115,8 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _interval(values: np.ndarray, signed: bool = False) -> str:
-    low, high = bootstrap_crossed(values)
+def _interval(values: np.ndarray, signed: bool = False, tasks: int = 1) -> str:
+    low, high = bootstrap_crossed(values, tasks)
     sign = "+" if signed else ""
     return f"{values.mean():{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
@@ -186,7 +186,7 @@ def _table_metaworld(found: Results) -> str:
                 "" if g is None else f"{g.values('successes').mean():.2f}" for g in groups.values()
             ]
             every = np.concatenate([group.values("successes") for group in measured], 1)
-            mean = _interval(every) if len(measured) == len(slugs) else ""
+            mean = _interval(every, tasks=len(slugs)) if len(measured) == len(slugs) else ""
             rows.append([method.name, act.name, *cells, mean])
     names = [slug.removeprefix("metaworld-") for slug in slugs]
     return _markdown(["method", "acts by", *names, "mean [95%]"], rows)
@@ -212,7 +212,13 @@ def _table_curve(found: Results) -> str:
     curves = {key: _curve(found, *key) for key in _core_acts()}
     counts = sorted({count for curve in curves.values() for count in curve})
     rows = [
-        [*key, *(_interval(curve[c]) if c in curve else "" for c in counts)]
+        [
+            *key,
+            *(
+                _interval(curve[c], tasks=len(_metaworld(found))) if c in curve else ""
+                for c in counts
+            ),
+        ]
         for key, curve in curves.items()
         if curve
     ]
@@ -316,7 +322,8 @@ def _figure_curve(found: Results) -> Figure | None:
         counts = sorted(curve)
         style = ":" if (method, act) == ("basin", "1 step") else "-"
         means = [curve[c].mean() for c in counts]
-        low, high = np.array([bootstrap_crossed(curve[c]) for c in counts]).T
+        tasks = len(_metaworld(found))
+        low, high = np.array([bootstrap_crossed(curve[c], tasks) for c in counts]).T
         axes.plot(counts, means, f"o{style}", ms=3, color=COLOURS[method], label=f"{method}, {act}")
         if (method, act) == REFERENCE:
             axes.fill_between(counts, low, high, color=COLOURS[method], alpha=0.2, lw=0)

@@ -157,6 +157,16 @@ def held_out_file(cell: Cell, work: Path) -> Path | None:
 def run_cell(cell: Cell, work: Path, results: Path, pusht: Path) -> None:
     """Train one cell if it is not trained, then measure what is missing of it."""
     run = work / cell.name
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with run.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{cell.name}: another process is at it, in {run}") from error
+        _run_cell(cell, run, work, results, pusht)
+
+
+def _run_cell(cell: Cell, run: Path, work: Path, results: Path, pusht: Path) -> None:
     data = demonstrations_file(cell, work, pusht)
     if read_summary(run) is None:
         _command(

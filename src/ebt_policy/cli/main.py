@@ -436,9 +436,14 @@ def _bench_cost(options: argparse.Namespace) -> None:
     for flag, value in (("--batch-size", size), ("--rounds", options.rounds)):
         if value is not None and value < 1:
             raise UserError(f"{flag} {value}: at least one is needed")
-    measured = measure_cost(options.preset, size, options.rounds)
     name = options.preset if size is None else f"{options.preset}-{size}"
     path = Path(options.results) / f"cost-{name}.json"
+    if size is None and path.exists():
+        raise UserError(
+            f"{path}: exists, and the trainings of the study are counted by it; remove it to "
+            "measure anew (their results will be stale), or give another --results"
+        )
+    measured = measure_cost(options.preset, size, options.rounds)
     replace_file(path, (json.dumps(measured, indent=1) + "\n").encode())
     for name, found in measured["methods"].items():
         print(f"{name:<12}{found['ms']:>9.1f} ms{found['ratio']:>8.2f} x diffusion")

@@ -37,18 +37,30 @@ def bootstrap_mean(values: list[float], resamples: int = 10_000) -> tuple[float,
 
 
 def bootstrap_crossed(
-    values: Float[np.ndarray, "seeds starts"], resamples: int = 4_000
+    values: Float[np.ndarray, "seeds starts"], tasks: int = 1, resamples: int = 4_000
 ) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean over training seeds and starts.
 
     Both are drawn anew: the same starts were used with every training seed, so a start's luck
-    is shared. For a paired comparison give the differences.
+    is shared. For a paired comparison give the differences. Where all values are 0 or all are 1
+    there is nothing to draw from, and the interval is Wilson's.
+
+    Args:
+        values: of each training seed and start.
+        tasks: the starts of how many tasks stand after each other, equally many of each; starts
+            are drawn within their task.
+        resamples: how many.
     """
+    if np.all(values == values.flat[0]) and values.flat[0] in (0, 1):
+        return wilson(int(values.sum()), values.size)
     random = np.random.default_rng(0)
     seeds, starts = values.shape
+    each = starts // tasks
+    first = each * np.arange(tasks)[:, None]
     means = np.empty(resamples)
     for i in range(resamples):
         rows = random.integers(seeds, size=seeds)
-        means[i] = values[rows][:, random.integers(starts, size=starts)].mean()
+        columns = (first + random.integers(each, size=(tasks, each))).ravel()
+        means[i] = values[rows][:, columns].mean()
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
