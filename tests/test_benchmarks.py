@@ -29,7 +29,8 @@ from ebt_policy.windows.windows import Windows
 def line(cell: Any, act: str, scores: list[float], **more: Any) -> dict[str, Any]:
     return {
         "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
-        "method": cell.method.name, "options": cell.method.options, "seed": cell.seed, "act": act,
+        "method": cell.method.name, "options": cell.method.options,
+        "descent": runner._descent(cell), "seed": cell.seed, "act": act,
         "scores": scores,
         "successes": [int(score >= 1) for score in scores], "descent_steps_mean": 2.0,
         "steps_by_doing": {"pushing": {"2": 7, "3": 1}, "moving freely": {"2": 4}},

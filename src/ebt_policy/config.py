@@ -204,7 +204,7 @@ class DescentConfig:
     rule: StepRule = "fixed"
     step_size: float = 1.0
     momentum: float = 0.0
-    noise: float = 0.2
+    noise: float = 0.1
     tolerance: float = 0.0
     start: StartName = "proposal"
     starts: int = 1

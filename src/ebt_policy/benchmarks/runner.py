@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -26,7 +27,7 @@ from ebt_policy.benchmarks.objectives import (
     Act,
     Cell,
 )
-from ebt_policy.config import TrainingConfig, from_json, override
+from ebt_policy.config import DESCENT_DEFAULTS, TrainingConfig, from_json, override
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.energy_quality import energy_quality
@@ -89,9 +90,20 @@ def missing_acts(cell: Cell, folder: Path) -> list[Act]:
     lines = read_lines(results_file(cell, folder))
     if not lines:
         return list(cell.acts)
-    now = (cell.method.options, training_steps(cell, folder))
-    done = {(r["cell"], r["act"]) for r in lines if (r["options"], r["training"]["steps"]) == now}
+    now = (cell.method.options, _descent(cell), training_steps(cell, folder))
+    done = {
+        (r["cell"], r["act"])
+        for r in lines
+        if (r["options"], r["descent"], r["training"]["steps"]) == now
+    }
     return [act for act in cell.acts if (cell.name, act.name) not in done]
+
+
+def _descent(cell: Cell) -> dict[str, Any] | None:
+    """How the method's energy is descended, where a way of acting does not say otherwise."""
+    if cell.method.policy != "ebt":
+        return None
+    return dataclasses.asdict(DESCENT_DEFAULTS[cell.method.objective])
 
 
 def run_cells(chosen: list[Cell], work: Path, results: Path, pusht: Path, jobs: int) -> None:
@@ -188,7 +200,8 @@ def _run_cell(cell: Cell, run: Path, work: Path, results: Path, pusht: Path) -> 
             measured = _evaluation(cell, act, run)
         line = {
             "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
-            "method": cell.method.name, "options": cell.method.options, "seed": cell.seed,
+            "method": cell.method.name, "options": cell.method.options,
+            "descent": _descent(cell), "seed": cell.seed,
             "act": act.name, **measured,
             "training": training, **provenance(),
         }  # fmt: skip
