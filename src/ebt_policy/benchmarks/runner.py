@@ -233,7 +233,10 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
     policy = load_policy(run)
     acting = None
     if policy.acting is not None:
-        acting = getattr(override(policy.config, act.settings), policy.acting)
+        config = policy.config
+        if cell.method.policy == "ebt":  # today's descent, not the one of the training's day
+            config = dataclasses.replace(config, descent=DESCENT_DEFAULTS[config.objective])
+        acting = getattr(override(config, act.settings), policy.acting)
     rollout = Rollout(str(run), cell.task.name, acting)
     episodes = min(act.episodes or cell.task.episodes, cell.task.episodes)
     result = evaluate(rollout, episodes, EVALUATION_SEED)
