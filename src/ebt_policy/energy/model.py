@@ -101,7 +101,7 @@ def energy_and_gradient(
         energy: with its observation fixed.
         actions: where to evaluate; what they depend on is not differentiated.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         # The form of it that torch.compile can see through.
         def total(chunks: Tensor) -> tuple[Tensor, Tensor]:
             values = energy(chunks)
@@ -109,8 +109,9 @@ def energy_and_gradient(
 
         gradient, (_, values) = torch.func.grad_and_value(total, has_aux=True)(actions.detach())
         return values, gradient
-    with torch.enable_grad():  # a third faster where nothing is compiled
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
         chunks = actions.detach().requires_grad_()
         values = energy(chunks)
-        (gradient,) = torch.autograd.grad(values.sum(), chunks)
-    return values.detach(), gradient
+        (gradient,) = torch.autograd.grad(values.sum(), chunks, create_graph=keep)
+    return (values if keep else values.detach()), gradient
