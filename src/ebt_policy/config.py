@@ -328,6 +328,21 @@ class PolicyConfig:
     mip: MIPConfig = field(default_factory=MIPConfig)
     ibc: IBCConfig = field(default_factory=IBCConfig)
 
+    @classmethod
+    def of_preset(
+        cls,
+        preset: str,
+        policy: PolicyName,
+        streams: dict[str, StreamConfig],
+        action_dim: int,
+        objective: ObjectiveName = "basin",
+    ) -> PolicyConfig:
+        """A policy on a preset's network, with the form and descent of its objective."""
+        return cls(
+            policy, streams, action_dim, PRESETS[preset].network, objective=objective,
+            form=FORM_DEFAULTS[objective], descent=DESCENT_DEFAULTS[objective],
+        )  # fmt: skip
+
     def __post_init__(self) -> None:
         if not self.streams:
             raise UserError("streams is empty: a policy needs at least one observation stream")
@@ -353,7 +368,7 @@ class TrainingConfig:
     beside each other get the same, and wall-clock time on an accelerator.
 
     Attributes:
-        compile: fuse the training step with ``torch.compile``: about twice as many steps a second
+        compile: fuse the training step with ``torch.compile``: up to twice as many steps a second
             on a CPU, after one to three minutes of compiling, which no budget counts. Needs a C++
             compiler there. The random numbers of a step are other ones than without.
     """

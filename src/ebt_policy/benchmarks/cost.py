@@ -11,14 +11,7 @@ import torch
 from tqdm import tqdm
 
 from ebt_policy.benchmarks.objectives import METHODS
-from ebt_policy.config import (
-    DESCENT_DEFAULTS,
-    FORM_DEFAULTS,
-    PRESETS,
-    PolicyConfig,
-    TrainingConfig,
-    override,
-)
+from ebt_policy.config import PRESETS, PolicyConfig, TrainingConfig, override
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import write_robomimic
 from ebt_policy.provenance import provenance
@@ -41,11 +34,9 @@ def _trainers(preset: str, sizes: dict[str, int], folder: Path) -> dict[str, Tra
     demonstrations = open_demonstrations(str(data), None)
     made = {}
     for method in METHODS.values():
-        config = PolicyConfig(
-            policy=method.policy, streams=choose_streams(demonstrations, None),
-            action_dim=demonstrations.actions.shape[0], network=PRESETS[preset].network,
-            objective=method.objective, form=FORM_DEFAULTS[method.objective],
-            descent=DESCENT_DEFAULTS[method.objective],
+        config = PolicyConfig.of_preset(
+            preset, method.policy, choose_streams(demonstrations, None),
+            demonstrations.actions.shape[0], method.objective,
         )  # fmt: skip
         training = TrainingConfig(
             data=data.name, steps=1, batch_size=sizes[method.name],

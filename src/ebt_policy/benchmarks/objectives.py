@@ -28,13 +28,11 @@ class Act:
     Attributes:
         name: in the tables.
         settings: of acting, as ``eval --set`` takes them.
-        episodes: fewer than the task's, where acting is slow.
         core: whether it is measured for every number of demonstrations, or only for the most.
     """
 
     name: str
     settings: tuple[str, ...] = ()
-    episodes: int | None = None
     core: bool = False
 
 
@@ -93,7 +91,7 @@ METHODS = {
         Method("diffusion", "diffusion", (
             Act("DDIM-2", ("diffusion.ddim_steps=2",)),
             Act("DDIM-10", ("diffusion.ddim_steps=10",), core=True),
-            Act("DDPM-100", ("diffusion.sampler=ddpm",), episodes=50),
+            Act("DDPM-100", ("diffusion.sampler=ddpm",)),
         ), batch_size=128),
         Method("flow", "flow", tuple(
             Act(f"Euler-{k}", (f"flow.steps={k}",), core=k == 2) for k in (1, 2, 10)

@@ -90,11 +90,12 @@ def missing_acts(cell: Cell, folder: Path) -> list[Act]:
     lines = read_lines(results_file(cell, folder))
     if not lines:
         return list(cell.acts)
-    now = (cell.method.options, _descent(cell), training_steps(cell, folder))
+    episodes = cell.task.episodes
+    now = (cell.method.options, _descent(cell), training_steps(cell, folder), episodes)
     done = {
         (r["cell"], r["act"])
         for r in lines
-        if (r["options"], r["descent"], r["training"]["steps"]) == now
+        if (r["options"], r["descent"], r["training"]["steps"], r.get("episodes", episodes)) == now
     }
     return [act for act in cell.acts if (cell.name, act.name) not in done]
 
@@ -238,8 +239,7 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
             config = dataclasses.replace(config, descent=DESCENT_DEFAULTS[config.objective])
         acting = getattr(override(config, act.settings), policy.acting)
     rollout = Rollout(str(run), cell.task.name, acting)
-    episodes = min(act.episodes or cell.task.episodes, cell.task.episodes)
-    result = evaluate(rollout, episodes, EVALUATION_SEED)
+    result = evaluate(rollout, cell.task.episodes, EVALUATION_SEED)
     records = result.pop("records")
     for key in ("moments", "policy", "task", "seeds"):
         result.pop(key)

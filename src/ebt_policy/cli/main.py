@@ -306,16 +306,13 @@ def _train(options: argparse.Namespace) -> None:
             raise UserError(f"--set {text}: the demonstrations decide the action dimension")
     demonstrations = open_demonstrations(options.data, options.filter)
     preset = PRESETS[options.preset]
-    objective = options.objective or PolicyConfig.objective
     policy_config = settings.override(
-        PolicyConfig(
-            policy=options.policy,
-            streams=choose_streams(demonstrations, options.obs),
-            action_dim=demonstrations.actions.shape[0],
-            network=preset.network,
-            objective=objective,
-            form=settings.FORM_DEFAULTS[objective],
-            descent=settings.DESCENT_DEFAULTS[objective],
+        PolicyConfig.of_preset(
+            options.preset,
+            options.policy,
+            choose_streams(demonstrations, options.obs),
+            demonstrations.actions.shape[0],
+            options.objective or PolicyConfig.objective,
         ),
         [text for text in options.set if not text.startswith("training.")],
     )

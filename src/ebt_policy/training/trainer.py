@@ -7,6 +7,7 @@ A run is a folder: ``config.json`` and ``model.safetensors`` (the policy, with E
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -15,6 +16,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,14 +199,17 @@ class Trainer:
             return time.process_time() / torch.get_num_threads()
         return time.perf_counter()
 
-    def _pause(self) -> None:
-        """Add the training time since the last pause; what follows is not training."""
+    def _count(self) -> None:
+        """Add the training time since the last count."""
         now = self.clock()
         self.seconds += now - self._mark
         self._mark = now
 
-    def _continue(self) -> None:
-        """Training goes on: forget the time since :meth:`_pause`."""
+    @contextlib.contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """What is done inside is not training time."""
+        self._count()
+        yield
         self._mark = self.clock()
 
     def _progress(self) -> float:
@@ -212,7 +217,7 @@ class Trainer:
         if self.config.steps is not None:
             return self.step / self.config.steps
         assert self.config.budget_seconds is not None
-        self._pause()
+        self._count()
         share = self.seconds / self.config.budget_seconds
         if self.accelerator.num_processes > 1:
             share = broadcast(torch.tensor(share, device=self.device)).item()
@@ -239,26 +244,30 @@ class Trainer:
                 loss, norm, rate = self.one_step(progress)
                 progress = self._progress()
                 if self.step % _LOG_STEPS == 0:
-                    self._pause()
-                    speed = (
-                        (self.step - began_step) * self.order.batch_size
-                        / max(self.seconds - began, 1e-9)
-                    )  # fmt: skip
-                    bar.set_postfix_str(
-                        f"step {self.step}, loss {loss:.4f}, {speed:.0f} samples/s", refresh=False
-                    )
-                    self._log(
-                        loss=loss, gradient_norm=norm, learning_rate=rate, samples_per_second=speed
-                    )
-                    self._continue()
+                    with self._uncounted():
+                        speed = (
+                            (self.step - began_step) * self.order.batch_size
+                            / max(self.seconds - began, 1e-9)
+                        )  # fmt: skip
+                        bar.set_postfix_str(
+                            f"step {self.step}, loss {loss:.4f}, {speed:.0f} samples/s",
+                            refresh=False,
+                        )
+                        self._log(
+                            loss=loss, gradient_norm=norm, learning_rate=rate,
+                            samples_per_second=speed,
+                        )  # fmt: skip
                 bar.update(100 * min(progress, 1) - bar.n)
                 if math.floor(progress * _VALIDATIONS) > validated:
                     validated = math.floor(progress * _VALIDATIONS)
-                    self._validate()
+                    with self._uncounted():
+                        self._validate()
                 due = time.perf_counter() - saved_at >= self.config.checkpoint_seconds
                 if self._agreed(due):
-                    self._checkpoint()
+                    with self._uncounted():
+                        self._checkpoint()
                     saved_at = time.perf_counter()
+        self._count()
         self._checkpoint()
         if main:
             self._finish()
@@ -286,14 +295,11 @@ class Trainer:
             actions=batch.actions.to(self.device),
             valid=batch.valid.to(self.device),
         )
-        if not self._compiled:
-            self._pause()
-        loss = self.model(batch)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
-        if not self._compiled:
-            self._compiled = True
-            self._continue()
+        with contextlib.nullcontext() if self._compiled else self._uncounted():
+            loss = self.model(batch)
+            self.optimizer.zero_grad()
+            self.accelerator.backward(loss)
+        self._compiled = True
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), config.gradient_clip)
         value, size = loss.item(), float(norm)
         if not (math.isfinite(value) and math.isfinite(size)):
@@ -326,7 +332,6 @@ class Trainer:
         """Mean squared error of predicted chunks on held-out episodes (normalised actions)."""
         if self.validation is None or not self.accelerator.is_main_process:
             return
-        self._pause()
         count = min(self.config.validation_windows, len(self.validation))
         chosen = np.linspace(0, len(self.validation) - 1, count).round()
         batch = self.validation.gather(torch.from_numpy(chosen.astype(np.int64)))
@@ -337,7 +342,6 @@ class Trainer:
         plan = torch.from_numpy(prediction.plan)
         errors = (normalise(plan) - normalise(batch.actions)).square().mean(-1)
         self._log(validation_action_mse=errors[batch.valid].mean().item())
-        self._continue()
 
     # -- logs ----------------------------------------------------------------------------
 
@@ -383,7 +387,6 @@ class Trainer:
     # -- checkpoints ---------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        self._pause()
         random = torch.get_rng_state()[None].to(self.device)
         tensors = {"random": self.accelerator.gather(random)}
         if self.device.type == "cuda":
@@ -396,7 +399,6 @@ class Trainer:
             progress = Progress(self.step, self.seconds, self._data_digest())
             write_checkpoint(self.run, progress, tensors)
             save_policy(self.ema, self.run)
-        self._continue()
 
     def _data_digest(self) -> str:
         return hashlib.sha256(json.dumps(self.data["sha256"], sort_keys=True).encode()).hexdigest()
