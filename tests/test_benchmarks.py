@@ -19,7 +19,7 @@ from ebt_policy.benchmarks.cost import measure_cost
 from ebt_policy.benchmarks.objectives import METHODS, TASKS, Act, cells
 from ebt_policy.benchmarks.pages import Group, difference, render
 from ebt_policy.benchmarks.runner import missing_acts, read_lines, results_file
-from ebt_policy.config import WindowConfig
+from ebt_policy.config import DESCENT_DEFAULTS, DescentConfig, WindowConfig
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.energy_quality import energy_quality
 from ebt_policy.evaluation.statistics import bootstrap_crossed
@@ -30,7 +30,7 @@ def line(cell: Any, act: str, scores: list[float], **more: Any) -> dict[str, Any
     return {
         "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
         "method": cell.method.name, "options": cell.method.options,
-        "descent": runner._descent(cell), "seed": cell.seed, "act": act,
+        "defaults": runner._defaults(cell), "seed": cell.seed, "act": act,
         "scores": scores,
         "successes": [int(score >= 1) for score in scores], "descent_steps_mean": 2.0,
         "steps_by_doing": {"pushing": {"2": 7, "3": 1}, "moving freely": {"2": 4}},
@@ -101,6 +101,9 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
     other = replace(cell, method=replace(cell.method, settings=("basin.ways=2",)))
     assert len(missing_acts(other, results)) == 4
     assert len(missing_acts(replace(cell, task=replace(task, budget=2.0)), results)) == 4
+    with monkeypatch.context() as patched:
+        patched.setitem(DESCENT_DEFAULTS, "basin", DescentConfig(noise=0.3))
+        assert len(missing_acts(cell, results)) == 4
 
     page = tmp_path / "page.md"
     page.write_text(

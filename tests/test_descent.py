@@ -176,15 +176,25 @@ def test_the_first_step_lands_on_the_proposal_without_a_gradient() -> None:
     assert trace.gradient_norm.shape == (3, 2)
 
 
-def test_ways_are_taken_as_often_as_their_logits_say(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("frequencies", "expected"),
+    [
+        ([0.5, 0.2, 0.3], [0.5, 0.2, 0.3]),
+        ([0.6, 0.04, 0.36], [0.625, 0.0, 0.375]),  # a quarter of a third is the least
+    ],
+)
+def test_ways_are_taken_as_often_as_their_logits_say_or_never(
+    monkeypatch: pytest.MonkeyPatch, frequencies: list[float], expected: list[float]
+) -> None:
     made = policy()
     assert isinstance(made, EnergyPolicy)
     ways = torch.arange(3.0).reshape(1, 3, 1, 1).expand(4000, 3, 16, 2)
-    logits = torch.tensor([0.5, 0.2, 0.3]).log().expand(4000, 3)
+    logits = torch.tensor(frequencies).log().expand(4000, 3)
     monkeypatch.setattr(made.energy, "proposals", lambda memory: (ways, logits))
     taken = made.proposal([], generators(4000))[:, 0, 0]
     shares = [(taken == way).float().mean().item() for way in range(3)]
-    assert shares == pytest.approx([0.5, 0.2, 0.3], abs=0.03)
+    assert shares == pytest.approx(expected, abs=0.03)
+    assert [share == 0 for share in shares] == [share == 0 for share in expected]
 
 
 def test_noise_is_smooth_over_the_chunk_and_each_start_has_its_own() -> None:

@@ -75,8 +75,8 @@ def test_residual_energy_is_half_the_squared_distance_to_the_landing_plus_an_off
 def test_proposals_are_ways_of_the_observation_alone() -> None:
     energy, memory = prepared("residual")
     chunks, logits = energy.proposals(memory)
-    assert chunks.shape == (4, 4, 16, 2)
-    assert logits.shape == (4, 4)
+    assert chunks.shape == (4, 8, 16, 2)
+    assert logits.shape == (4, 8)
     assert not torch.allclose(chunks[0], chunks[1], atol=1e-4)
     assert not torch.allclose(chunks[:, 0], chunks[:, 1], atol=1e-4)
     other = policy(objective="equilibrium")

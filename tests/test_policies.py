@@ -90,9 +90,9 @@ def test_policies_share_network_and_size() -> None:
     sizes = {name: sum(p.numel() for p in policy(policy=name).parameters()) for name in ALL}
     levels = 2 * (NETWORK.width * NETWORK.width + NETWORK.width)
     # The energy has one more output per action, 16 learned tokens for "no chunk yet", and the
-    # head of 4 ways of 2 action dimensions.
+    # head of 8 ways of 2 action dimensions.
     width = NETWORK.width
-    ways = width + width * width + width + (width + 1) * (4 * 2 + 4)
+    ways = width + width * width + width + (width + 1) * (8 * 2 + 8)
     offset = width + 1
     assert sizes["ebt"] == sizes["regression"] + offset + 16 * width + ways
     assert sizes["ibc"] == sizes["regression"] + offset

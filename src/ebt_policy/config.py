@@ -140,9 +140,9 @@ class BasinConfig:
     """Quadratic basin: see :mod:`ebt_policy.objectives.basin`."""
 
     near_share: float = 0.25
-    noise: float = 0.5
-    ways: int = 4
-    way_width: float = 0.1
+    noise: float = 0.25
+    ways: int = 8
+    way_width: float = 0.03
 
     def __post_init__(self) -> None:
         if not 0 < self.near_share <= 1:
@@ -204,7 +204,7 @@ class DescentConfig:
     rule: StepRule = "fixed"
     step_size: float = 1.0
     momentum: float = 0.0
-    noise: float = 0.1
+    noise: float = 0.05
     tolerance: float = 0.0
     start: StartName = "proposal"
     starts: int = 1

@@ -27,7 +27,14 @@ from ebt_policy.benchmarks.objectives import (
     Act,
     Cell,
 )
-from ebt_policy.config import DESCENT_DEFAULTS, TrainingConfig, from_json, override
+from ebt_policy.config import (
+    DESCENT_DEFAULTS,
+    PolicyConfig,
+    StreamConfig,
+    TrainingConfig,
+    from_json,
+    override,
+)
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.energy_quality import energy_quality
@@ -42,6 +49,7 @@ from ebt_policy.windows.windows import Windows, load_arrays, split_episodes
 QUALITY_OBSERVATIONS = 500
 # Demonstrations that no method learns from, where an expert can make them.
 HELD_OUT_EPISODES, HELD_OUT_SEED = 60, 50_000
+_ANY_STREAM = {"state": StreamConfig((1,))}
 
 
 def results_file(cell: Cell, folder: Path) -> Path:
@@ -91,20 +99,24 @@ def missing_acts(cell: Cell, folder: Path) -> list[Act]:
     if not lines:
         return list(cell.acts)
     episodes = cell.task.episodes
-    now = (cell.method.options, _descent(cell), training_steps(cell, folder), episodes)
+    now = (cell.method.options, _defaults(cell), training_steps(cell, folder), episodes)
     done = {
         (r["cell"], r["act"])
         for r in lines
-        if (r["options"], r["descent"], r["training"]["steps"], r.get("episodes", episodes)) == now
+        if (r["options"], r["defaults"], r["training"]["steps"], r.get("episodes", episodes)) == now
     }
     return [act for act in cell.acts if (cell.name, act.name) not in done]
 
 
-def _descent(cell: Cell) -> dict[str, Any] | None:
-    """How the method's energy is descended, where a way of acting does not say otherwise."""
-    if cell.method.policy != "ebt":
-        return None
-    return dataclasses.asdict(DESCENT_DEFAULTS[cell.method.objective])
+def _defaults(cell: Cell) -> dict[str, Any]:
+    """The defaults of today that decide on the method's results, as JSON has them."""
+    method = cell.method
+    config = PolicyConfig.of_preset(PRESET, method.policy, _ANY_STREAM, 1, method.objective)
+    names = ["network", "windows"]
+    names += ["form", method.objective, "descent"] if method.policy == "ebt" else [method.policy]
+    every = dataclasses.asdict(config)
+    found: dict[str, Any] = json.loads(json.dumps({n: every[n] for n in names if n in every}))
+    return found
 
 
 def run_cells(chosen: list[Cell], work: Path, results: Path, pusht: Path, jobs: int) -> None:
@@ -202,7 +214,7 @@ def _run_cell(cell: Cell, run: Path, work: Path, results: Path, pusht: Path) -> 
         line = {
             "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
             "method": cell.method.name, "options": cell.method.options,
-            "descent": _descent(cell), "seed": cell.seed,
+            "defaults": _defaults(cell), "seed": cell.seed,
             "act": act.name, **measured,
             "training": training, **provenance(),
         }  # fmt: skip

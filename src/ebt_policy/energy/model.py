@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ebt_policy.config import EnergyForm, PolicyConfig
 from ebt_policy.energy.layers import RMSNorm
 from ebt_policy.energy.transformer import Memory, Network, repeat_memory
-from ebt_policy.shapes import Float
+from ebt_policy.shapes import Bool, Float
 
 Energy = Callable[[Float[Tensor, "b t a"]], Float[Tensor, "b"]]
 """An energy whose observation is fixed; all that an objective or a descent sees of a model."""
@@ -87,6 +87,14 @@ class Ways(nn.Module):
             hidden = self.hidden(tokens.to(self.chunks.weight.dtype))
             chunks = self.chunks(hidden).unflatten(-1, (self.count, -1)).movedim(2, 1)
             return chunks, self.logits(hidden.mean(1))
+
+
+def is_alive(logits: Float[Tensor, "b k"]) -> Bool[Tensor, "b k"]:
+    """Whether each way is taken at all: not where it is rarer than half its fair share.
+
+    One at least always is.
+    """
+    return logits.softmax(1) >= 0.5 / logits.shape[1]
 
 
 def energy_and_gradient(

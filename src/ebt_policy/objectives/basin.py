@@ -8,9 +8,11 @@ E(o, x):
       + || x - dE(o, x)/dx - a ||^2,      x = a + s n,      s ~ U(0, noise)               (near)
 
 Far: r is the responsibility of way k for the demonstration under pi_k exp(-e_k^2 / 2 width^2) with
-e_k the root mean square error of way k; w is r with a small share for every way, so that none dies
-(relaxed winner-takes-all, Rupprecht et al. 2017, arXiv 1612.00197). With one way this is plain
-regression. One forward and one backward pass, for the whole batch.
+e_k the root mean square error of way k. A way that is hardly ever responsible under an observation
+is dead there: it is not taken, and a small weight draws it towards every demonstration until it fits
+some; the others are drawn to theirs alone (winner-takes-all relaxed for the losers, after Rupprecht
+et al. 2017, arXiv 1612.00197, who relax it for all and so draw rare ways towards the mean). With one
+way this is plain regression. One forward and one backward pass, for the whole batch.
 
 Near: n is smooth or white noise, half and half. At the optimum dE/dx = x - E[a | o, x] (Tweedie):
 the landscape is a bowl of curvature one around every demonstrated way, so the step is 1 and nothing
@@ -23,11 +25,11 @@ import torch
 from torch import Tensor
 
 from ebt_policy.config import BasinConfig
-from ebt_policy.energy.model import Energy, energy_and_gradient
+from ebt_policy.energy.model import Energy, energy_and_gradient, is_alive
 from ebt_policy.objectives.noise import smooth
 from ebt_policy.shapes import Float
 
-_ALIVE = 0.05  # share of the far error that is spread over all ways
+_PULL = 0.05  # weight of the far error for all dead ways together, of 1 for the responsible ones
 _FREQUENCY_WEIGHT = 0.01  # of the cross-entropy of pi, whose scale is that of squared errors
 
 
@@ -71,7 +73,7 @@ def far(
     with torch.no_grad():
         fit = -errors.mean((2, 3)) / (2 * config.way_width**2)
         responsible = (fit + frequencies).softmax(1)
-        weights = (1 - _ALIVE) * responsible + _ALIVE / logits.shape[1]
+        weights = responsible + _PULL / logits.shape[1] * ~is_alive(logits)
     entropy = -(responsible * frequencies).sum(1)
     return (weights[:, :, None, None] * errors).sum(1) + _FREQUENCY_WEIGHT * entropy[:, None, None]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace, best_of, descend
-from ebt_policy.energy.model import EnergyModel
+from ebt_policy.energy.model import EnergyModel, is_alive
 from ebt_policy.energy.transformer import Memory
 from ebt_policy.objectives.basin import basin, near
 from ebt_policy.objectives.equilibrium import equilibrium
@@ -106,8 +106,9 @@ class EnergyPolicy(Policy):
     def proposal(
         self, memory: Memory, generators: Sequence[torch.Generator] | None
     ) -> Float[Tensor, "b t a"]:
-        """One of the far landscape's minima for each sample, drawn as often as it is the way."""
+        """One of the living ways for each sample, drawn as often as it is the way."""
         chunks, logits = self.energy.proposals(memory)
+        logits = logits.masked_fill(~is_alive(logits), -torch.inf)
         # The normal distribution function makes a uniform draw of a normal one.
         uniform = torch.special.ndtr(draw((1,), len(chunks), generators, chunks.device))
         below = logits.softmax(1).cumsum(1)[:, :-1] < uniform
