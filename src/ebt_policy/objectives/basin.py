@@ -9,10 +9,10 @@ E(o, x):
 
 Far: r is the responsibility of way k for the demonstration under pi_k exp(-e_k^2 / 2 width^2) with
 e_k the root mean square error of way k. A way that is hardly ever responsible under an observation
-is dead there: it is not taken, and a small weight draws it towards every demonstration until it fits
-some; the others are drawn to theirs alone (winner-takes-all relaxed for the losers, after Rupprecht
-et al. 2017, arXiv 1612.00197, who relax it for all and so draw rare ways towards the mean). With one
-way this is plain regression. One forward and one backward pass, for the whole batch.
+is dead there: it is not taken, and a small weight draws it towards every demonstration until it
+fits some; living ways are drawn to theirs alone. (Relaxed winner-takes-all, Rupprecht et al. 2017,
+arXiv 1612.00197, draws all of them, and so a rare way towards the mean of the others.) With one way
+this is plain regression. One forward and one backward pass, for the whole batch.
 
 Near: n is smooth or white noise, half and half. At the optimum dE/dx = x - E[a | o, x] (Tweedie):
 the landscape is a bowl of curvature one around every demonstrated way, so the step is 1 and nothing
