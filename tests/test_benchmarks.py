@@ -31,6 +31,7 @@ def line(cell: Any, act: str, scores: list[float], **more: Any) -> dict[str, Any
         "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
         "method": cell.method.name, "options": cell.method.options,
         "defaults": runner._defaults(cell), "seed": cell.seed, "act": act,
+        "act_settings": next((a.settings for a in cell.acts if a.name == act), ()),
         "scores": scores,
         "successes": [int(score >= 1) for score in scores], "descent_steps_mean": 2.0,
         "steps_by_doing": {"pushing": {"2": 7, "3": 1}, "moving freely": {"2": 4}},
@@ -101,6 +102,8 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
     other = replace(cell, method=replace(cell.method, settings=("basin.ways=2",)))
     assert len(missing_acts(other, results)) == 4
     assert len(missing_acts(replace(cell, task=replace(task, budget=2.0)), results)) == 4
+    slower = replace(method, acts=(acts[0], Act("2 steps", ("descent.noise=0.1",))))
+    assert len(missing_acts(replace(cell, method=slower), results)) == 1
     with monkeypatch.context() as patched:
         patched.setitem(DESCENT_DEFAULTS, "basin", DescentConfig(noise=0.3))
         assert len(missing_acts(cell, results)) == 4

@@ -74,7 +74,7 @@ def _steps(*counts: int, core: tuple[int, ...] = ()) -> tuple[Act, ...]:
     )
 
 
-ADAPTIVE = Act("adaptive", ("descent.steps=20", "descent.tolerance=0.1"))
+ADAPTIVE = Act("adaptive", ("descent.steps=20", "descent.tolerance=0.04"))
 SEVERAL = Act("2 steps, 8 starts", ("descent.steps=2", "descent.starts=8"))
 METHODS = {
     method.name: method

@@ -101,11 +101,11 @@ def missing_acts(cell: Cell, folder: Path) -> list[Act]:
     episodes = cell.task.episodes
     now = (cell.method.options, _defaults(cell), training_steps(cell, folder), episodes)
     done = {
-        (r["cell"], r["act"])
+        (r["cell"], r["act"], *r["act_settings"])
         for r in lines
         if (r["options"], r["defaults"], r["training"]["steps"], r.get("episodes", episodes)) == now
     }
-    return [act for act in cell.acts if (cell.name, act.name) not in done]
+    return [act for act in cell.acts if (cell.name, act.name, *act.settings) not in done]
 
 
 def _defaults(cell: Cell) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def _run_cell(cell: Cell, run: Path, work: Path, results: Path, pusht: Path) -> 
             "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
             "method": cell.method.name, "options": cell.method.options,
             "defaults": _defaults(cell), "seed": cell.seed,
-            "act": act.name, **measured,
+            "act": act.name, "act_settings": act.settings, **measured,
             "training": training, **provenance(),
         }  # fmt: skip
         _append(path, line)
