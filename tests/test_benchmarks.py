@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from conftest import policy
-from ebt_policy.benchmarks import cost, runner
+from ebt_policy.benchmarks import cost, pages, runner
 from ebt_policy.benchmarks.cost import measure_cost
 from ebt_policy.benchmarks.objectives import METHODS, TASKS, Act, cells
 from ebt_policy.benchmarks.pages import Group, difference, render
@@ -30,8 +30,8 @@ def line(cell: Any, act: str, scores: list[float], **more: Any) -> dict[str, Any
     return {
         "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
         "method": cell.method.name, "options": cell.method.options,
-        "defaults": runner._defaults(cell), "seed": cell.seed, "act": act,
-        "act_settings": next((a.settings for a in cell.acts if a.name == act), ()),
+        "settings_of_cell": runner._settings(runner._config(cell)), "seed": cell.seed, "act": act,
+        "settings_of_act": next((list(a.settings) for a in cell.acts if a.name == act), None),
         "scores": scores,
         "successes": [int(score >= 1) for score in scores], "descent_steps_mean": 2.0,
         "steps_by_doing": {"pushing": {"2": 7, "3": 1}, "moving freely": {"2": 4}},
@@ -108,6 +108,15 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
         patched.setitem(DESCENT_DEFAULTS, "basin", DescentConfig(noise=0.3))
         assert len(missing_acts(cell, results)) == 4
 
+    # Nor are weights that were trained otherwise, or for another number of steps.
+    with pytest.raises(UserError, match=r"was trained with basin = .*'ways': 8.*, now .*: 2"):
+        runner.run_cell(other, work, results, tmp_path)
+    longer = replace(cell, task=replace(task, budget=2.0))
+    with pytest.raises(UserError, match="was trained for 20 steps, now 40; move it away"):
+        runner.run_cell(longer, work, results, tmp_path)
+
+    monkeypatch.setattr(pages, "cells", lambda _: [cell])
+    runner._append(results_file(cell, results), found[0] | {"scores": [9.0], "settings_of_act": []})
     page = tmp_path / "page.md"
     page.write_text(
         "a\n<!-- table: planar-fork --><!-- end -->\n<!-- table: quality --><!-- end -->"
@@ -115,6 +124,8 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
     render(page, results)
     text = page.read_text()
     assert "| basin | 2 steps | 2.0 |" in text
+    assert "| 1 × 4 |" in text  # and not the line of other settings
+    assert "| 1 × 1 |" not in text
     assert "planar-fork | basin |" in text
     assert (tmp_path / "figures" / "objectives-landscape.png").stat().st_size > 10_000
 
@@ -133,6 +144,7 @@ def test_a_line_cut_short_is_dropped_and_another_damage_is_an_error(tmp_path: Pa
 
 def test_tables_pair_the_starts_that_both_methods_have(tmp_path: Path) -> None:
     results = tmp_path / "results"
+    write_cost(results, ms=60_000.0)  # the 10 steps of ``line``
     for name, act, scores in [
         ("basin", "2 steps", [1.0, 0.5, 1.0, 0.9]),
         ("diffusion", "DDPM-100", [0.8, 0.3]),

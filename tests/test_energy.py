@@ -11,7 +11,7 @@ import torch
 from conftest import config, observations, policy
 from ebt_policy.config import PRESETS, DescentConfig, PolicyConfig, StreamConfig
 from ebt_policy.energy.layers import Attention
-from ebt_policy.energy.model import EnergyModel, energy_and_gradient
+from ebt_policy.energy.model import EnergyModel, energy_and_gradient, is_alive
 from ebt_policy.errors import UserError
 from ebt_policy.objectives.basin import basin, far
 from ebt_policy.objectives.equilibrium import equilibrium
@@ -99,8 +99,11 @@ def test_ways_share_out_two_modes_and_their_frequencies() -> None:
         optimizer.step()
     shares = logits.softmax(1)[0]
     centres = chunks.detach()[0].mean((1, 2))
-    for mode, share in ((-1.0, 0.25), (1.0, 0.75)):
-        assert shares[(centres - mode).abs() < 0.2].sum().item() == pytest.approx(share, abs=0.05)
+    for mode, share in ((-1.0, 0.25), (1.0, 0.75)):  # the rarer one is not drawn to the mean
+        assert shares[(centres - mode).abs() < 0.02].sum().item() == pytest.approx(share, abs=0.05)
+    dead = centres[~is_alive(logits)[0]]
+    assert len(dead) > 0
+    assert (dead - 0.5).abs().max() < 0.1  # but those that fit no demonstration are
 
 
 def test_action_t_sees_observation_s_only_if_t_is_not_before_s() -> None:

@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from ebt_policy.benchmarks.objectives import LANDSCAPE, METHODS, QUALITY, TASKS
-from ebt_policy.benchmarks.runner import read_lines
+from ebt_policy.benchmarks.objectives import LANDSCAPE, METHODS, QUALITY, TASKS, cells
+from ebt_policy.benchmarks.runner import is_current, read_lines
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.statistics import bootstrap_crossed
 from ebt_policy.policies.files import replace_file
@@ -59,10 +59,14 @@ class Results:
     """Every result of the study, grouped."""
 
     def __init__(self, folder: Path) -> None:
-        # Of two results of the same cell the later one counts.
+        # Results of other settings than today's are left out; of two the later one counts.
+        today = {cell.name: cell for cell in cells([])}
         found: dict[tuple[str, int, str, str], dict[int, dict[str, Any]]] = {}
         for slug in TASKS:
             for line in read_lines(folder / f"{slug}.jsonl"):
+                cell = today.get(line["cell"])
+                if cell is None or not is_current(line, cell, folder):
+                    continue
                 key = (slug, line["demonstrations"], line["method"], line["act"])
                 found.setdefault(key, {})[line["seed"]] = line
         self.costs = [json.loads(path.read_text()) for path in sorted(folder.glob("cost-*.json"))]

@@ -49,7 +49,6 @@ from ebt_policy.windows.windows import Windows, load_arrays, split_episodes
 QUALITY_OBSERVATIONS = 500
 # Demonstrations that no method learns from, where an expert can make them.
 HELD_OUT_EPISODES, HELD_OUT_SEED = 60, 50_000
-_ANY_STREAM = {"state": StreamConfig((1,))}
 
 
 def results_file(cell: Cell, folder: Path) -> Path:
@@ -96,27 +95,43 @@ def training_steps(cell: Cell, folder: Path) -> int:
 def missing_acts(cell: Cell, folder: Path) -> list[Act]:
     """The ways of acting that have no result of this method as it is now."""
     lines = read_lines(results_file(cell, folder))
-    if not lines:
-        return list(cell.acts)
-    episodes = cell.task.episodes
-    now = (cell.method.options, _defaults(cell), training_steps(cell, folder), episodes)
-    done = {
-        (r["cell"], r["act"], *r["act_settings"])
-        for r in lines
-        if (r["options"], r["defaults"], r["training"]["steps"], r.get("episodes", episodes)) == now
-    }
-    return [act for act in cell.acts if (cell.name, act.name, *act.settings) not in done]
+    done = {line["act"] for line in lines if is_current(line, cell, folder)}
+    return [act for act in cell.acts if act.name not in done]
 
 
-def _defaults(cell: Cell) -> dict[str, Any]:
-    """The defaults of today that decide on the method's results, as JSON has them."""
+def is_current(line: dict[str, Any], cell: Cell, folder: Path) -> bool:
+    """Whether a result is of this cell, trained and acting as it would be today."""
+    if line["cell"] != cell.name:
+        return False
+    acts = {act.name: list(act.settings) for act in cell.acts}
+    return (
+        line["options"] == cell.method.options
+        and line["training"]["steps"] == training_steps(cell, folder)
+        and line.get("settings_of_cell") == _settings(_config(cell))
+        and line.get("settings_of_act") == acts.get(line["act"])
+        and line.get("episodes", cell.task.episodes) == cell.task.episodes
+    )
+
+
+def _config(cell: Cell) -> PolicyConfig:
+    """The cell's policy as it would be trained today, but for the data's shapes."""
     method = cell.method
-    config = PolicyConfig.of_preset(PRESET, method.policy, _ANY_STREAM, 1, method.objective)
+    streams = {"state": StreamConfig((1,))}
+    config = PolicyConfig.of_preset(PRESET, method.policy, streams, 1, method.objective)
+    return override(config, method.settings)
+
+
+def _settings(config: PolicyConfig) -> dict[str, Any]:
+    """Those settings that decide on a policy's results, as JSON has them."""
     names = ["network", "windows"]
-    names += ["form", method.objective, "descent"] if method.policy == "ebt" else [method.policy]
-    every = dataclasses.asdict(config)
-    found: dict[str, Any] = json.loads(json.dumps({n: every[n] for n in names if n in every}))
-    return found
+    if config.policy == "ebt":
+        names += ["form", config.objective, "descent"]
+    elif config.policy == "ibc":
+        names += ["form", "ibc"]
+    elif config.policy != "regression":
+        names += [config.policy]
+    found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {name: found[name] for name in names}
 
 
 def run_cells(chosen: list[Cell], work: Path, results: Path, pusht: Path, jobs: int) -> None:
@@ -203,6 +218,7 @@ def _run_cell(cell: Cell, run: Path, work: Path, results: Path, pusht: Path) -> 
     path = results_file(cell, results)
     summary = read_summary(run)
     assert summary is not None
+    _check_trained(cell, run, summary["steps"], training_steps(cell, results))
     training = summary | {"multiply_adds": _multiply_adds(run, data) * summary["steps"]}
     for act in missing_acts(cell, results):
         if act.name == QUALITY:
@@ -214,11 +230,27 @@ def _run_cell(cell: Cell, run: Path, work: Path, results: Path, pusht: Path) -> 
         line = {
             "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
             "method": cell.method.name, "options": cell.method.options,
-            "defaults": _defaults(cell), "seed": cell.seed,
-            "act": act.name, "act_settings": act.settings, **measured,
+            "settings_of_cell": _settings(_config(cell)), "seed": cell.seed,
+            "act": act.name, "settings_of_act": act.settings, **measured,
             "training": training, **provenance(),
         }  # fmt: skip
         _append(path, line)
+
+
+def _check_trained(cell: Cell, run: Path, steps: int, expected_steps: int) -> None:
+    """Check that a run was trained as its cell would be today; how it acts may have changed.
+
+    Raises:
+        UserError: names the first setting that differs.
+    """
+    was, now = _settings(load_policy(run).config), _settings(_config(cell))
+    for name in now.keys() - {"descent"}:
+        if was[name] != now[name]:
+            raise UserError(
+                f"{run}: was trained with {name} = {was[name]}, now {now[name]}; move it away"
+            )
+    if steps != expected_steps:
+        raise UserError(f"{run}: was trained for {steps} steps, now {expected_steps}; move it away")
 
 
 def _command(*arguments: Any) -> None:

@@ -29,7 +29,7 @@ from ebt_policy.energy.model import Energy, energy_and_gradient, is_alive
 from ebt_policy.objectives.noise import smooth
 from ebt_policy.shapes import Float
 
-_PULL = 0.05  # weight of the far error for all dead ways together, of 1 for the responsible ones
+_PULL = 0.05  # over K: weight of a dead way's error, where the responsible ones' sum to 1
 _FREQUENCY_WEIGHT = 0.01  # of the cross-entropy of pi, whose scale is that of squared errors
 
 
