@@ -369,6 +369,7 @@ def _figure_adaptive(found: Results) -> Figure | None:
                 width, color=colours[doing], label=f"{doing} ({chunks} chunks)",
             )  # fmt: skip
         bars.set_yscale("log")
+        bars.set_ylim(top=30)  # room for the legend
         bars.set_xticks(range(1, most + 1, max(1, most // 8)))
         bars.set_xlabel("steps of a chunk")
         bars.set_ylabel("share of chunks")
