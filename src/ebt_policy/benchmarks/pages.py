@@ -31,6 +31,7 @@ COLOURS = {
     "equilibrium": "#6aa5cf", "unrolled": "#a9c9e4", "diffusion": "#d1642b",
     "flow": "#c9a227", "mip": "#4c9a52", "regression": "#7d6b9e", "ibc": "#8a8a8a",
 }  # fmt: skip
+_METAWORLD = [slug for slug in TASKS if slug.startswith("metaworld")]
 _STEPS = re.compile(r"^(\d+) steps?$")
 
 
@@ -172,13 +173,9 @@ def _table_task(found: Results, slug: str) -> str:
     return _markdown(head, rows)
 
 
-def _metaworld(found: Results) -> list[str]:
-    return [slug for slug in TASKS if slug.startswith("metaworld") and found.most(slug)]
-
-
 def _table_metaworld(found: Results) -> str:
     """Success on each Meta-World task with the most demonstrations."""
-    slugs = _metaworld(found)
+    slugs = _METAWORLD
     rows = []
     for method in METHODS.values():
         for act in method.acts:
@@ -198,11 +195,11 @@ def _table_metaworld(found: Results) -> str:
 
 def _curve(found: Results, method: str, act: str) -> dict[int, np.ndarray]:
     """(seeds, tasks × starts) of successes by number of demonstrations, where complete."""
-    slugs, curve = _metaworld(found), {}
+    slugs, curve = _METAWORLD, {}
     for count in sorted({demos for slug, demos, _, _ in found.groups if slug in slugs}):
         groups = [found.get(slug, method, act, count) for slug in slugs]
         whole = [group for group in groups if group is not None]
-        if slugs and len(whole) == len(slugs):
+        if len(whole) == len(slugs):
             curve[count] = np.concatenate([group.values("successes") for group in whole], 1)
     return curve
 
@@ -218,10 +215,7 @@ def _table_curve(found: Results) -> str:
     rows = [
         [
             *key,
-            *(
-                _interval(curve[c], tasks=len(_metaworld(found))) if c in curve else ""
-                for c in counts
-            ),
+            *(_interval(curve[c], tasks=len(_METAWORLD)) if c in curve else "" for c in counts),
         ]
         for key, curve in curves.items()
         if curve
@@ -326,7 +320,7 @@ def _figure_curve(found: Results) -> Figure | None:
         counts = sorted(curve)
         style = ":" if (method, act) == ("basin", "1 step") else "-"
         means = [curve[c].mean() for c in counts]
-        tasks = len(_metaworld(found))
+        tasks = len(_METAWORLD)
         low, high = np.array([bootstrap_crossed(curve[c], tasks) for c in counts]).T
         axes.plot(counts, means, f"o{style}", ms=3, color=COLOURS[method], label=f"{method}, {act}")
         if (method, act) == REFERENCE:

@@ -27,14 +27,7 @@ from ebt_policy.benchmarks.objectives import (
     Act,
     Cell,
 )
-from ebt_policy.config import (
-    DESCENT_DEFAULTS,
-    PolicyConfig,
-    StreamConfig,
-    TrainingConfig,
-    from_json,
-    override,
-)
+from ebt_policy.config import PolicyConfig, StreamConfig, TrainingConfig, from_json, override
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.energy_quality import energy_quality
@@ -244,10 +237,11 @@ def _check_trained(cell: Cell, run: Path, steps: int, expected_steps: int) -> No
         UserError: names the first setting that differs.
     """
     was, now = _settings(load_policy(run).config), _settings(_config(cell))
-    for name in now.keys() - {"descent"}:
-        if was[name] != now[name]:
+    now.pop("descent", None)
+    for name in now:
+        if was.get(name) != now[name]:
             raise UserError(
-                f"{run}: was trained with {name} = {was[name]}, now {now[name]}; move it away"
+                f"{run}: was trained with {name} = {was.get(name)}, now {now[name]}; move it away"
             )
     if steps != expected_steps:
         raise UserError(f"{run}: was trained for {steps} steps, now {expected_steps}; move it away")
@@ -278,9 +272,8 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
     policy = load_policy(run)
     acting = None
     if policy.acting is not None:
-        config = policy.config
-        if cell.method.policy == "ebt":  # today's descent, not the one of the training's day
-            config = dataclasses.replace(config, descent=DESCENT_DEFAULTS[config.objective])
+        # Today's descent, not the one of the training's day.
+        config = dataclasses.replace(policy.config, descent=_config(cell).descent)
         acting = getattr(override(config, act.settings), policy.acting)
     rollout = Rollout(str(run), cell.task.name, acting)
     result = evaluate(rollout, cell.task.episodes, EVALUATION_SEED)
