@@ -161,7 +161,7 @@ def test_the_first_step_lands_on_the_proposal_without_a_gradient() -> None:
     seen = made.normalise_observation(raw)
     with torch.no_grad():
         proposal = made.proposal(made.energy.remember(seen), generators(3))
-    chunk, evaluations, trace = made.sample(seen, generators(3), None)
+        chunk, evaluations, trace = made.sample(seen, generators(3), None)
     assert torch.equal(chunk, proposal)
     assert evaluations.tolist() == [1, 1, 1]
     assert trace is not None
@@ -169,7 +169,8 @@ def test_the_first_step_lands_on_the_proposal_without_a_gradient() -> None:
     assert trace.gradient_norm.shape == (3, 0)
     more = made.with_sampling(DescentConfig(steps=3, noise=0.0))
     assert isinstance(more, EnergyPolicy)
-    _, evaluations, trace = more.sample(seen, generators(3), None, keep_path=True)
+    with torch.no_grad():
+        _, evaluations, trace = more.sample(seen, generators(3), None, keep_path=True)
     assert evaluations.tolist() == [3, 3, 3]
     assert trace is not None
     assert torch.equal(trace.path[0], proposal)

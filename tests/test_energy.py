@@ -63,6 +63,49 @@ def test_gradient_agrees_with_finite_differences(form: str) -> None:
     assert torch.allclose((up - down).double() / (2 * step), slope, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("form", ["residual", "scalar"])
+def test_pullback_is_the_gradient_of_autograd(form: Any) -> None:
+    made = policy(form=form).double()
+    assert isinstance(made, EnergyPolicy)
+    for weight in made.parameters():  # gains and biases of an untrained network are 1 and 0
+        weight.data += 0.3 * torch.randn_like(weight)
+    raw = {k: torch.from_numpy(v).double() for k, v in observations(3).items()}
+    memory = made.energy.remember(made.normalise_observation(raw))
+    given = made.energy.given(memory, starts=2)
+    actions = torch.randn(6, 16, 2, dtype=torch.float64)
+    expected = energy_and_gradient(given, actions)
+    with torch.no_grad():
+        found = energy_and_gradient(given, actions)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-10)
+    assert not found[1].requires_grad
+    assert expected[1].requires_grad
+
+
+def test_dropout_and_autocast_leave_the_gradient_to_autograd() -> None:
+    dropping = policy(network=replace(config().network, attention_dropout=0.5)).train()
+    assert isinstance(dropping, EnergyPolicy)
+    raw = {k: torch.from_numpy(v) for k, v in observations(3).items()}
+    given = dropping.energy.given(dropping.energy.remember(dropping.normalise_observation(raw)))
+    actions = torch.randn(3, 16, 2)
+    with torch.no_grad():
+        assert not given.has_pullback
+        one, other = (energy_and_gradient(given, actions)[1] for _ in range(2))
+        assert not torch.allclose(one, other)
+        dropping.eval()
+        assert given.has_pullback
+        with torch.autocast("cpu"):
+            assert not given.has_pullback
+
+
+def test_fused_attention_gives_what_the_differentiable_one_gives() -> None:
+    energy, memory = prepared("residual")
+    actions = torch.randn(4, 16, 2)
+    with torch.no_grad():
+        fused = energy(actions, memory)
+    assert torch.allclose(fused, energy(actions, memory), atol=1e-5)
+
+
 def test_residual_energy_is_half_the_squared_distance_to_the_landing_plus_an_offset() -> None:
     energy, memory = prepared("residual")
     actions = torch.randn(4, 16, 2)

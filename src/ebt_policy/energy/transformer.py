@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ebt_policy.config import NetworkConfig, PolicyConfig
 from ebt_policy.energy.encoder import ObservationEncoder
-from ebt_policy.energy.layers import ActionBlock, RMSNorm, sine_cosine
+from ebt_policy.energy.layers import ActionBlock, Chain, RMSNorm, Tape, sine_cosine
 from ebt_policy.shapes import Float
 
 Memory = list[tuple[Tensor, Tensor]]
@@ -52,16 +52,14 @@ class ActionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         width = network.width
-        self.stem = nn.Sequential(
-            nn.Linear(action_dim, width), nn.GELU("tanh"), nn.Linear(width, width)
-        )
+        self.stem = Chain(nn.Linear(action_dim, width), nn.GELU("tanh"), nn.Linear(width, width))
         self.level = (
             nn.Sequential(nn.Linear(width, width), nn.GELU("tanh"), nn.Linear(width, width))
             if levels
             else None
         )
         self.blocks = nn.ModuleList(ActionBlock(network) for _ in range(network.action_blocks))
-        self.head = nn.Sequential(
+        self.head = Chain(
             RMSNorm(width), nn.Linear(width, width), nn.GELU("tanh"),
             nn.Linear(width, action_dim + extra_outputs),
         )  # fmt: skip
@@ -83,31 +81,42 @@ class ActionTransformer(nn.Module):
         actions: Float[Tensor, "b t a"],
         memory: Memory,
         level: Float[Tensor, b] | None = None,
+        tape: Tape | None = None,
     ) -> Float[Tensor, "b t outputs"]:
         """One output vector per action; ``level`` is in [0, 1] where the model has that input."""
-        tokens = self.tokens(actions, memory, level)
+        tokens = self.tokens(actions, memory, level, tape)
         # Energies are compared and differentiated: their head stays float32 under autocast.
         with torch.autocast(tokens.device.type, enabled=False):
-            return self.head(tokens.to(self.positions.dtype))
+            return self.head(tokens.to(self.positions.dtype), tape)
+
+    def pullback(
+        self, gradient: Float[Tensor, "b t outputs"], tape: Tape
+    ) -> Float[Tensor, "b t a"]:
+        """The gradient of the actions from that of the outputs (no dropout, no autocast)."""
+        gradient = self.head.pullback(gradient, tape)
+        for block in reversed(cast(list[ActionBlock], list(self.blocks))):
+            gradient = block.pullback(gradient, tape)
+        return self.stem.pullback(gradient, tape)
 
     def tokens(
         self,
         actions: Float[Tensor, "b t a"] | None,
         memory: Memory,
         level: Float[Tensor, b] | None = None,
+        tape: Tape | None = None,
     ) -> Float[Tensor, "b t w"]:
         """The action tokens after the last block; the learned empty chunk without ``actions``."""
         if actions is None:
             assert self.empty is not None
             tokens = (self.empty + self.positions).expand(len(memory[0][0]), -1, -1)
         else:
-            tokens = self.stem(actions) + self.positions
+            tokens = self.stem(actions, tape) + self.positions
         if self.level is not None:
             assert level is not None
             features = sine_cosine(level * 1000.0, self.positions.shape[-1])
             tokens = tokens + self.level(features)[:, None]
         for block, (keys, values) in zip(self.blocks, memory, strict=True):
-            tokens = block(tokens, keys, values, self.visible)
+            tokens = block(tokens, keys, values, self.visible, tape)
         return tokens
 
 

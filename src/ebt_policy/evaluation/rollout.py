@@ -1,8 +1,8 @@
 """Rolling out a policy on seeded starts; the result does not depend on the workers.
 
-Episodes are cut into fixed groups of consecutive seeds. A group runs in one process, its
-policy calls batched over the episodes that are still going; every episode has its own
-generator for starts and noise. Workers only share out whole groups.
+Episodes are cut into groups of consecutive seeds, the same for any number of workers. A group
+runs in one process, its policy calls batched over the episodes that are still going; every
+episode has its own generator for starts and noise. Workers only share out whole groups.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ebt_policy.policies.files import load_policy
 from ebt_policy.provenance import provenance
 from ebt_policy.tasks import Environment, Task, make_task
 
-GROUP = 10
+GROUP = 25  # at most: policies are called on so many observations at once
 _LATENCY_CALLS, _LATENCY_WARMUP = 30, 3
 _MOMENTS = 5
 
@@ -211,7 +211,8 @@ def evaluate(
     if workers < 1:
         raise UserError(f"--workers {workers}: at least one is needed")
     seeds = list(range(seed, seed + episodes))
-    groups = [seeds[i : i + GROUP] for i in range(0, episodes, GROUP)]
+    count = 2 * math.ceil(episodes / (2 * GROUP))  # even, so that two workers share them well
+    groups = [part.tolist() for part in np.array_split(seeds, count) if len(part)]
     policy, task = rollout.policy(), make_task(rollout.task)
     check_fit(policy, task)
     records: list[EpisodeRecord] = []
