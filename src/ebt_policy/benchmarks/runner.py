@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from ebt_policy.benchmarks.floor import multiply_adds, products
 from ebt_policy.benchmarks.landscape import fork_landscape
 from ebt_policy.benchmarks.objectives import (
     EVALUATION_SEED,
@@ -338,19 +337,4 @@ def _multiply_adds(run: Path, data: Path) -> int:
     training = from_json(TrainingConfig, (run / TRAINING_FILE).read_text(), str(run))
     trained, _ = _windows(policy, run, data)
     batch = trained.gather(torch.arange(min(training.batch_size, len(trained))))
-    with _Flops() as counter:
-        policy.train()(batch).backward()
-    return counter.total // 2
-
-
-class _Flops(TorchDispatchMode):
-    """Counts by torch's own table (its FlopCounterMode cannot see through a double backward)."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            count = flop_registry[func._overloadpacket]
-            self.total += count(*args, **(kwargs or {}), out_val=result)
-        return result
+    return multiply_adds(products(lambda: policy.train()(batch).backward()))

@@ -221,6 +221,29 @@ def build_parser() -> argparse.ArgumentParser:
     cost.add_argument("--rounds", metavar="N", type=int, default=20, help="timed steps of each")
     cost.add_argument("--results", metavar="DIR", default="results/objectives")
 
+    floor = _command(
+        studies, "floor", _bench_floor,
+        "multiply-adds of one chunk, and the time that these alone would take here",
+        "ebt-policy bench floor --preset paper",
+    )  # fmt: skip
+    floor.add_argument("--preset", choices=list(PRESETS), action="append", help="default: all")
+
+    latency = _command(
+        studies, "latency", _bench_latency,
+        "time of one chunk at batch 1: every policy on the same trunk, in turns",
+        "ebt-policy bench latency --preset paper --json results/latency.json",
+    )  # fmt: skip
+    latency.add_argument("--preset", choices=list(PRESETS), default="paper", help="network size")
+    latency.add_argument("--rounds", metavar="N", type=int, default=30, help="timed calls of each")
+    latency.add_argument(
+        "--compile", action="store_true", help="compiled policies besides (takes some minutes)"
+    )
+    for study in (floor, latency):
+        study.add_argument(
+            "--threads", metavar="N", type=int, action="append", help="default: 1 and 2"
+        )
+        study.add_argument("--json", metavar="FILE", help="write the rows here too")
+
     demo = _command(
         commands, "demo", _demo, "two Meta-World tasks from nothing to a report, in minutes",
         "ebt-policy demo --out runs/demo",
@@ -424,10 +447,7 @@ def _bench_objectives(options: argparse.Namespace) -> None:
 
 
 def _bench_cost(options: argparse.Namespace) -> None:
-    import json
-
     from ebt_policy.benchmarks.cost import measure_cost
-    from ebt_policy.policies.files import replace_file
 
     size = options.batch_size
     for flag, value in (("--batch-size", size), ("--rounds", options.rounds)):
@@ -441,9 +461,60 @@ def _bench_cost(options: argparse.Namespace) -> None:
             "measure anew (their results will be stale), or give another --results"
         )
     measured = measure_cost(options.preset, size, options.rounds)
-    replace_file(path, (json.dumps(measured, indent=1) + "\n").encode())
+    _write_json(str(path), measured)
     for name, found in measured["methods"].items():
         print(f"{name:<12}{found['ms']:>9.1f} ms{found['ratio']:>8.2f} x diffusion")
+
+
+def _bench_floor(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.latency import measure_floors
+
+    measured = measure_floors(options.preset or list(PRESETS), _threads(options))
+    _write_json(options.json, measured)
+    for row in measured["rows"]:
+        print(
+            f"{row['preset']:<6}{row['policy']:<11}{row['sampler']:<8}{row['steps']:>4} steps"
+            f"{row['starts']:>3} starts{row['threads']:>3} threads"
+            f"{row['multiply_adds'] / 1e6:>10.1f} M multiply-adds{row['mbytes']:>9.1f} MB"
+            f"{row['gflops']:>8.1f} GFLOP/s{row['floor_ms']:>9.2f} ms"
+        )
+
+
+def _bench_latency(options: argparse.Namespace) -> None:
+    import torch
+
+    from ebt_policy.benchmarks.latency import measure_latency
+
+    if options.rounds < 1:
+        raise UserError(f"--rounds {options.rounds}: at least one is needed")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    measured = measure_latency(
+        options.preset, options.rounds, _threads(options), device, options.compile
+    )
+    _write_json(options.json, measured)
+    for row in measured["rows"]:
+        print(
+            f"{row['policy']:<11}{row['sampler']:<8}{row['loop']:<10}{row['steps']:>4} steps"
+            f"{row['starts']:>3} starts{row['threads']:>3} threads"
+            f"{' compiled' if row['compiled'] else ' eager   '}{row['p50_ms']:>10.2f} ms"
+            f"{row['p95_ms']:>10.2f} ms (95%){row['p50_ms'] / row['floor_ms']:>7.2f} x floor"
+        )
+
+
+def _threads(options: argparse.Namespace) -> list[int]:
+    for number in options.threads or []:
+        if number < 1:
+            raise UserError(f"--threads {number}: at least one is needed")
+    return options.threads or [1, 2]
+
+
+def _write_json(path: str | None, measured: dict[str, Any]) -> None:
+    import json
+
+    from ebt_policy.policies.files import replace_file
+
+    if path is not None:
+        replace_file(Path(path), (json.dumps(measured, indent=1) + "\n").encode())
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -33,6 +33,8 @@ Energy = Callable[[Float[Tensor, "b t a"]], Float[Tensor, "b"]]
 class EnergyModel(nn.Module):
     """E(o, a), low where the demonstrator would act so."""
 
+    called_in_acting = ("remember", "proposals", "value_and_gradient", "forward")
+
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.form: EnergyForm = config.form

@@ -129,6 +129,8 @@ class Network(nn.Module):
         extra_outputs, empty: see :class:`ActionTransformer`.
     """
 
+    called_in_acting = ("remember", "forward")
+
     def __init__(
         self, config: PolicyConfig, levels: bool, extra_outputs: int = 0, empty: bool = False
     ) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace
-from ebt_policy.energy.transformer import Memory
+from ebt_policy.energy.model import EnergyModel
+from ebt_policy.energy.transformer import Memory, Network
 from ebt_policy.errors import UserError
 from ebt_policy.shapes import Float
 from ebt_policy.windows.batch import Batch
@@ -96,6 +97,21 @@ class Policy(nn.Module):
         other.config = replace(self.config, **{self.acting: settings})
         other.reset()
         return other
+
+    @property
+    def core(self) -> EnergyModel | Network:
+        """The network, which sees normalised values only."""
+        return next(part for part in self.children() if isinstance(part, EnergyModel | Network))
+
+    def compile_acting(self) -> None:
+        """Fuse what acting calls with ``torch.compile``: the same chunks to rounding, sooner.
+
+        The first chunk of every new batch size takes a minute or so. Needs a C++ compiler on a
+        CPU. Policies that share these weights (:meth:`with_sampling`) are compiled with it.
+        """
+        core = self.core
+        for name in core.called_in_acting:
+            setattr(core, name, torch.compile(getattr(core, name), dynamic=False))
 
     # -- learning ------------------------------------------------------------------------
 
