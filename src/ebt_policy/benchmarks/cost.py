@@ -25,25 +25,36 @@ TASK, DEMONSTRATIONS = "planar/fork", 50
 _WARMUP = 3
 
 
-def _trainers(preset: str, sizes: dict[str, int], folder: Path) -> dict[str, Trainer]:
-    """A trainer for every method, as ``train`` makes it, on demonstrations of the fork."""
+def make_trainers(
+    preset: str, sizes: dict[str, int], folder: Path, compiled: bool = True
+) -> dict[str, Trainer]:
+    """Trainers of some methods, as ``train`` makes them, on demonstrations of the fork.
+
+    Args:
+        preset: size of the network.
+        sizes: batch size of each method.
+        folder: for the demonstrations; made if it is missing.
+        compiled: whether those methods that the study compiles are compiled.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     data = folder / "fork.hdf5"
     task = make_task(TASK)
     episodes = collect(task, DEMONSTRATIONS, seed=0, progress=False)
     write_robomimic(data, episodes, task.name, {"control_freq": task.rate})
     demonstrations = open_demonstrations(str(data), None)
     made = {}
-    for method in METHODS.values():
+    for name, batch_size in sizes.items():
+        method = METHODS[name]
         config = PolicyConfig.of_preset(
             preset, method.policy, choose_streams(demonstrations, None),
             demonstrations.actions.shape[0], method.objective,
         )  # fmt: skip
         training = TrainingConfig(
-            data=data.name, steps=1, batch_size=sizes[method.name],
-            compile=method.compile, learning_rate=PRESETS[preset].learning_rate,
+            data=data.name, steps=1, batch_size=batch_size,
+            compile=compiled and method.compile, learning_rate=PRESETS[preset].learning_rate,
         )  # fmt: skip
-        made[method.name] = Trainer(
-            demonstrations, override(config, method.settings), training, folder / method.name
+        made[name] = Trainer(
+            demonstrations, override(config, method.settings), training, folder / name
         )
     return made
 
@@ -66,7 +77,7 @@ def measure_cost(preset: str, batch_size: int | None, rounds: int) -> dict[str, 
     sizes = {name: batch_size or method.batch_size for name, method in METHODS.items()}
     times: dict[str, list[float]] = {name: [] for name in METHODS}
     with tempfile.TemporaryDirectory() as folder:
-        trainers = _trainers(preset, sizes, Path(folder))
+        trainers = make_trainers(preset, sizes, Path(folder))
         for count in tqdm(range(_WARMUP + rounds), desc=f"training steps, {preset}"):
             for name, trainer in trainers.items():
                 began = trainer.clock()

@@ -238,10 +238,24 @@ def build_parser() -> argparse.ArgumentParser:
     latency.add_argument(
         "--compile", action="store_true", help="compiled policies besides (takes some minutes)"
     )
+    training = _command(
+        studies, "train", _bench_train,
+        "samples per second and memory of every objective and baseline, in turns",
+        "ebt-policy bench train --preset small --batch-sizes 32 128 512",
+    )  # fmt: skip
+    training.add_argument("--preset", choices=list(PRESETS), default="tiny", help="network size")
+    training.add_argument(
+        "--batch-sizes", metavar="N", type=int, nargs="+", default=[128], help="default: 128"
+    )
+    training.add_argument("--rounds", metavar="N", type=int, default=9, help="timed steps of each")
+    training.add_argument(
+        "--compile", action="store_true", help="compiled steps instead (takes many minutes)"
+    )
     for study in (floor, latency):
         study.add_argument(
             "--threads", metavar="N", type=int, action="append", help="default: 1 and 2"
         )
+    for study in (floor, latency, training):
         study.add_argument("--json", metavar="FILE", help="write the rows here too")
 
     demo = _command(
@@ -499,6 +513,27 @@ def _bench_latency(options: argparse.Namespace) -> None:
             f"{' compiled' if row['compiled'] else ' eager   '}{row['p50_ms']:>10.2f} ms"
             f"{row['p95_ms']:>10.2f} ms (95%){row['p50_ms'] / row['floor_ms']:>7.2f} x floor"
         )
+
+
+def _bench_train(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.throughput import measure_training
+
+    for flag, value in (("--rounds", options.rounds), ("--batch-sizes", min(options.batch_sizes))):
+        if value < 1:
+            raise UserError(f"{flag} {value}: at least one is needed")
+    measured = measure_training(
+        options.preset, options.batch_sizes, options.rounds, options.compile
+    )
+    _write_json(options.json, measured)
+    for row in measured["rows"]:
+        print(
+            f"{row['objective'] or row['policy']:<15}batch{row['batch_size']:>5}"
+            f"{' compiled' if row['compiled'] else ' eager   '}{row['p50_ms']:>10.1f} ms"
+            f"{row['samples_per_second']:>10.0f} samples/s{row['loading_ms']:>8.2f} ms of loading"
+            f"{row['peak_mb']:>8.0f} MB"
+        )
+    for name, ratio in measured["ratios"].items():
+        print(f"{name}: {ratio:.2f}")
 
 
 def _threads(options: argparse.Namespace) -> list[int]:

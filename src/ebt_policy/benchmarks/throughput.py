@@ -1,0 +1,152 @@
+"""Training: samples per second and memory of every objective and baseline, in turns."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ebt_policy.benchmarks.cost import make_trainers
+from ebt_policy.benchmarks.objectives import METHODS
+from ebt_policy.descent import normalise_rms, step_size
+from ebt_policy.policies import EnergyPolicy
+from ebt_policy.provenance import provenance
+from ebt_policy.shapes import Float
+from ebt_policy.training.trainer import Trainer
+
+RATIO_BATCH = 128
+PLAIN = "plain unrolled"
+_SAMPLERS = {
+    "basin": "descent", "equilibrium": "descent", "unrolled": "descent", PLAIN: "descent",
+    "diffusion": "ddim", "flow": "euler", "mip": "none", "regression": "none",
+}  # fmt: skip
+_WARMUP = 2
+
+
+def plain_unrolled(
+    policy: EnergyPolicy, observation: dict[str, Tensor], actions: Float[Tensor, "b t a"]
+) -> Float[Tensor, "b t a"]:
+    """The released recipe as one writes it first; the same loss as ``objectives.unrolled``.
+
+    The observation is encoded anew at every step, every step builds the graph of its double
+    backward, and all but the last are thrown away.
+    """
+    config, descent = policy.config.unrolled, policy.config.descent
+    count = config.min_steps + int(torch.randint(config.extra_steps, ()).item())
+    spread = math.log(config.step_jitter)
+    jitter = torch.empty(actions.shape[0], 1, 1, device=actions.device).uniform_(-spread, spread)
+    y, velocity = torch.randn_like(actions), torch.zeros_like(actions)
+    for k in range(count):
+        fall = 0.5 * (1 + math.cos(math.pi * k / max(count - 1, 1)))
+        sigma = config.noise_last + (config.noise_first - config.noise_last) * fall
+        y, velocity = normalise_rms(y.detach()) + sigma * torch.randn_like(y), velocity.detach()
+        point = (y + descent.momentum * velocity).requires_grad_()
+        value = policy.energy(point, policy.energy.remember(observation))
+        (gradient,) = torch.autograd.grad(value.sum(), point, create_graph=True)
+        step = jitter.exp() * step_size(value, y[0].numel(), descent)
+        velocity = descent.momentum * velocity - step * gradient
+        y = y + velocity
+    return (y - actions).square()
+
+
+def measure_training(
+    preset: str, batch_sizes: Sequence[int], rounds: int, compiled: bool
+) -> dict[str, Any]:
+    """Time of a whole training step of every method, each once in every round, on one thread.
+
+    Args:
+        preset: size of the network, the same for all.
+        batch_sizes: of every method.
+        rounds: timed steps of each.
+        compiled: compile them all but the unrolled ones, as the study of the objectives does.
+
+    Returns:
+        ``rows``, with ``loading_ms`` (gathering a batch, a part of the step) and ``peak_mb``
+        (largest resident memory of a process that only trains so); and at batch 128 ``ratios``
+        of median step times.
+    """
+    rows, medians = [], dict[str, float]()
+    for batch_size in batch_sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            trainers = {name: _trainer(name, preset, batch_size, compiled, Path(folder))
+                        for name in _SAMPLERS}  # fmt: skip
+            times: dict[str, list[float]] = {name: [] for name in trainers}
+            loading: dict[str, list[float]] = {name: [] for name in trainers}
+            title = f"training steps, {preset}, batch {batch_size}"
+            for round_ in tqdm(range(_WARMUP + rounds), desc=title):
+                for name, trainer in trainers.items():
+                    began = time.perf_counter()
+                    trainer.windows.gather(trainer.order.indices(trainer.step))
+                    gathered = time.perf_counter()
+                    trainer.one_step(progress=0.5)
+                    if trainer.device.type == "cuda":
+                        torch.cuda.synchronize()
+                    if round_ >= _WARMUP:
+                        loading[name].append(1e3 * (gathered - began))
+                        times[name].append(1e3 * (time.perf_counter() - gathered))
+            device = trainers["basin"].device.type
+        for name, taken in times.items():
+            p50, p95, p99 = np.percentile(taken, [50, 95, 99])
+            if batch_size == RATIO_BATCH:
+                medians[name] = p50
+            is_energy = _SAMPLERS[name] == "descent"
+            rows.append({
+                "policy": "ebt" if is_energy else name, "sampler": _SAMPLERS[name],
+                "objective": name if is_energy else None, "steps": None, "starts": 1,
+                "batch_size": batch_size, "threads": 1, "device": device,
+                "compiled": _compiles(name, compiled),
+                "p50_ms": round(p50, 2), "p95_ms": round(p95, 2), "p99_ms": round(p99, 2),
+                "samples_per_second": round(1e3 * batch_size / p50, 1),
+                "loading_ms": round(float(np.median(loading[name])), 3),
+                "peak_mb": _peak(name, preset, batch_size, compiled),
+            })  # fmt: skip
+    ratios = {}
+    if medians:
+        ratios = {
+            "default_over_diffusion": round(medians["basin"] / medians["diffusion"], 3),
+            "plain_unrolled_over_unrolled": round(medians[PLAIN] / medians["unrolled"], 3),
+        }
+    return {"preset": preset, "rounds": rounds, "rows": rows, "ratios": ratios, **provenance()}
+
+
+def _compiles(name: str, compiled: bool) -> bool:
+    return compiled and name != PLAIN and METHODS[name].compile
+
+
+def _trainer(name: str, preset: str, batch_size: int, compiled: bool, folder: Path) -> Trainer:
+    method = "unrolled" if name == PLAIN else name
+    made = make_trainers(
+        preset, {method: batch_size}, folder / name, compiled=_compiles(name, compiled)
+    )[method]
+    if name == PLAIN:
+        assert isinstance(made.policy, EnergyPolicy)
+        made.policy.errors = partial(plain_unrolled, made.policy)  # type: ignore[method-assign]
+    return made
+
+
+def _peak(name: str, preset: str, batch_size: int, compiled: bool) -> float:
+    """Megabytes, from a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_here, name, preset, batch_size, compiled).result()
+
+
+def _peak_here(name: str, preset: str, batch_size: int, compiled: bool) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(name, preset, batch_size, compiled, Path(folder))
+        for _ in range(2):
+            trainer.one_step(progress=0.5)
+    if trainer.device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(trainer.device) / 1e6, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
