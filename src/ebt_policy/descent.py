@@ -121,7 +121,7 @@ def descend(
             if keep_path:
                 path.append(y)
             active = active & (rms(moved - before) > config.tolerance)
-            if not bool(active.any()):
+            if config.tolerance > 0 and not bool(active.any()):
                 break
             if config.max_ms is not None and 1e3 * (time.perf_counter() - began) > config.max_ms:
                 break

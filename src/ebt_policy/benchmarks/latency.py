@@ -20,7 +20,7 @@ from ebt_policy.benchmarks.floor import Floor, Shape, multiply_adds, products, t
 from ebt_policy.config import PolicyConfig, PolicyName, StreamConfig, override
 from ebt_policy.descent import Trace
 from ebt_policy.policies import DiffusionPolicy, make_policy
-from ebt_policy.policies.base import Policy, draw
+from ebt_policy.policies.base import Draws, Policy, draw
 from ebt_policy.provenance import provenance
 from ebt_policy.shapes import Float
 
@@ -112,7 +112,7 @@ class BareDiffusionPolicy(DiffusionPolicy):
     def sample(
         self,
         observation: dict[str, Tensor],
-        generators: Sequence[torch.Generator] | None,
+        generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,  # noqa: ARG002
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
         memory = self.network.remember(observation)

@@ -171,6 +171,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="any other setting of acting, e.g. descent.tolerance=0.01",
     )  # fmt: skip
 
+    export = _command(
+        commands, "export", _export, "a trained policy as one ONNX file",
+        "ebt-policy export runs/ebt --out policy.onnx",
+    )  # fmt: skip
+    export.add_argument("run", metavar="RUN", help="folder of the policy")
+    export.add_argument("--out", metavar="FILE", required=True, help="ONNX file to write")
+    export.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[],
+        help="a setting of acting, e.g. descent.steps=3",
+    )  # fmt: skip
+
     report = _command(
         commands, "report", _report, "one HTML file that compares runs",
         "ebt-policy report runs/ebt runs/diffusion --out runs/report.html",
@@ -395,13 +406,7 @@ def _eval(options: argparse.Namespace) -> None:
                 f"{flag}: only for --policy {owner}; {options.run} holds --policy {config.policy}"
             )
     part = POLICIES[config.policy].acting
-    for text in options.set:
-        if part is None or not text.startswith(f"{part}."):
-            raise UserError(
-                f"--set {text}: a trained --policy {config.policy} can change "
-                + (f"only {part}.…" if part else "nothing")
-            )
-    config = settings.override(config, options.set)
+    config = _acting_config(config, options.set)
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: it must be at least 0")
     if options.video:
@@ -436,6 +441,39 @@ def _report(options: argparse.Namespace) -> None:
 
     write_report([Path(run) for run in options.runs], Path(options.out))
     print(options.out)
+
+
+def _acting_config(config: settings.PolicyConfig, assignments: list[str]) -> settings.PolicyConfig:
+    """The configuration of a trained policy with some settings of acting replaced.
+
+    Raises:
+        UserError: a setting is not one of acting.
+    """
+    from ebt_policy.policies import POLICIES
+
+    part = POLICIES[config.policy].acting
+    for text in assignments:
+        if part is None or not text.startswith(f"{part}."):
+            raise UserError(
+                f"--set {text}: a trained --policy {config.policy} can change "
+                + (f"only {part}.…" if part else "nothing")
+            )
+    return settings.override(config, assignments)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from ebt_policy.policies.export import export_onnx
+    from ebt_policy.policies.files import load_policy
+
+    policy = load_policy(options.run)
+    config = _acting_config(policy.config, options.set)
+    if policy.acting is not None:
+        policy = policy.with_sampling(getattr(config, policy.acting))
+    written = export_onnx(policy, Path(options.out))
+    print(
+        f"{options.out}: {', '.join([*written['streams'], *written['draws']])} -> "
+        f"{', '.join(written['outputs'])}; at most {written['difference']:.1e} from the policy"
+    )
 
 
 def _bench_objectives(options: argparse.Namespace) -> None:

@@ -151,6 +151,9 @@ def energy_and_gradient(
         energy: with its observation fixed.
         actions: where to evaluate; what they depend on is not differentiated.
     """
+    keep = torch.is_grad_enabled()
+    if not keep and isinstance(energy, GivenEnergy) and energy.has_pullback:
+        return energy.model.value_and_gradient(actions.detach(), energy.memory)
     if torch.compiler.is_compiling():
         # The form of it that torch.compile can see through.
         def total(chunks: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,9 +162,6 @@ def energy_and_gradient(
 
         gradient, (_, values) = torch.func.grad_and_value(total, has_aux=True)(actions.detach())
         return values, gradient
-    keep = torch.is_grad_enabled()
-    if not keep and isinstance(energy, GivenEnergy) and energy.has_pullback:
-        return energy.model.value_and_gradient(actions.detach(), energy.memory)
     with torch.enable_grad():
         chunks = actions.detach().requires_grad_()
         values = energy(chunks)

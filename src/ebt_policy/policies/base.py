@@ -76,7 +76,7 @@ class Policy(nn.Module):
     def sample(
         self,
         observation: dict[str, Tensor],
-        generators: Sequence[torch.Generator] | None,
+        generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
         """A normalised chunk for each observation, its sequential evaluations, and a trace."""
@@ -213,7 +213,7 @@ class Policy(nn.Module):
     def predict_chunk(
         self,
         observations: Mapping[str, Any],
-        generators: Sequence[torch.Generator] | None = None,
+        generators: Sequence[torch.Generator] | Draws | None = None,
         previous: Float[np.ndarray, "b t a"] | None = None,
     ) -> Prediction:
         """Predict a chunk for each observation window. Holds no state.
@@ -296,13 +296,38 @@ class Policy(nn.Module):
         return array
 
 
+class Draws:
+    """Standard normal draws made beforehand: they stand in for generators where a policy samples.
+
+    Args:
+        tensors: in the order in which the policy asks for them.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = deque(tensors)
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """The next draw.
+
+        Raises:
+            ValueError: there is none, or it has another shape.
+        """
+        tensor = self._tensors.popleft() if self._tensors else None
+        if tensor is None or tensor.shape != shape:
+            given = None if tensor is None else tuple(tensor.shape)
+            raise ValueError(f"a draw of shape {shape} is asked for, the next one given is {given}")
+        return tensor
+
+
 def draw(
     shape: tuple[int, ...],
     batch: int,
-    generators: Sequence[torch.Generator] | None,
+    generators: Sequence[torch.Generator] | Draws | None,
     device: torch.device,
 ) -> Tensor:
     """Standard normal draws (batch, *shape), each sample from its own generator if given."""
+    if isinstance(generators, Draws):
+        return generators.take((batch, *shape))
     if generators is None:
         return torch.randn(batch, *shape, device=device)
     if len(generators) != batch:

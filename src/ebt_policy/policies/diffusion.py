@@ -16,7 +16,7 @@ from torch import Tensor
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace
 from ebt_policy.energy.transformer import Network
-from ebt_policy.policies.base import Policy, draw
+from ebt_policy.policies.base import Draws, Policy, draw
 from ebt_policy.shapes import Float
 
 
@@ -62,7 +62,7 @@ class DiffusionPolicy(Policy):
     def sample(
         self,
         observation: dict[str, Tensor],
-        generators: Sequence[torch.Generator] | None,
+        generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
         settings = self.config.diffusion
@@ -74,6 +74,7 @@ class DiffusionPolicy(Policy):
         steps = settings.training_steps if settings.sampler == "ddpm" else settings.ddim_steps
         schedule.set_timesteps(steps)
         # diffusers draws each sample's noise from its own generator when given a list.
+        assert not isinstance(generators, Draws)
         own = None if generators is None else list(generators)
         for time in schedule.timesteps:
             times = time.to(device).expand(batch)

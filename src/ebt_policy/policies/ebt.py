@@ -15,7 +15,7 @@ from ebt_policy.objectives.basin import basin, near
 from ebt_policy.objectives.equilibrium import equilibrium
 from ebt_policy.objectives.noise import smooth
 from ebt_policy.objectives.unrolled import unrolled
-from ebt_policy.policies.base import Policy, draw
+from ebt_policy.policies.base import Draws, Policy, draw
 from ebt_policy.shapes import Float
 
 
@@ -56,7 +56,7 @@ class EnergyPolicy(Policy):
     def sample(
         self,
         observation: dict[str, Tensor],
-        generators: Sequence[torch.Generator] | None,
+        generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,
         keep_path: bool = False,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
@@ -72,7 +72,7 @@ class EnergyPolicy(Policy):
     def starts(
         self,
         memory: Memory,
-        generators: Sequence[torch.Generator] | None,
+        generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,
     ) -> tuple[Float[Tensor, "bn t a"], Float[Tensor, "k bn t a"] | None, int]:
         """Where the descent begins.
@@ -104,7 +104,7 @@ class EnergyPolicy(Policy):
         return start, noise, taken
 
     def proposal(
-        self, memory: Memory, generators: Sequence[torch.Generator] | None
+        self, memory: Memory, generators: Sequence[torch.Generator] | Draws | None
     ) -> Float[Tensor, "b t a"]:
         """One of the living ways for each sample, drawn as often as it is the way."""
         chunks, logits = self.energy.proposals(memory)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace
 from ebt_policy.energy.transformer import Network
-from ebt_policy.policies.base import Policy, draw
+from ebt_policy.policies.base import Draws, Policy, draw
 from ebt_policy.shapes import Float
 
 
@@ -45,7 +45,7 @@ class FlowPolicy(Policy):
     def sample(
         self,
         observation: dict[str, Tensor],
-        generators: Sequence[torch.Generator] | None,
+        generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
         memory, steps = self.network.remember(observation), self.config.flow.steps

@@ -22,7 +22,7 @@ from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace
 from ebt_policy.energy.model import Energy, EnergyModel, energy_and_gradient
 from ebt_policy.energy.transformer import Memory, repeat_memory
-from ebt_policy.policies.base import Policy, draw
+from ebt_policy.policies.base import Draws, Policy, draw
 from ebt_policy.shapes import Float
 
 
@@ -63,7 +63,7 @@ class IBCPolicy(Policy):
     def sample(
         self,
         observation: dict[str, Tensor],
-        generators: Sequence[torch.Generator] | None,
+        generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
         settings = self.config.ibc

@@ -18,7 +18,7 @@ from torch import Tensor
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace
 from ebt_policy.energy.transformer import Memory, Network
-from ebt_policy.policies.base import Policy
+from ebt_policy.policies.base import Draws, Policy
 from ebt_policy.shapes import Float
 
 
@@ -42,7 +42,7 @@ class MIPPolicy(Policy):
     def sample(
         self,
         observation: dict[str, Tensor],
-        generators: Sequence[torch.Generator] | None,
+        generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
         memory = self.network.remember(observation)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace
 from ebt_policy.energy.transformer import Network
-from ebt_policy.policies.base import Policy
+from ebt_policy.policies.base import Draws, Policy
 from ebt_policy.shapes import Float
 
 
@@ -29,7 +29,7 @@ class RegressionPolicy(Policy):
     def sample(
         self,
         observation: dict[str, Tensor],
-        generators: Sequence[torch.Generator] | None,
+        generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
         actions = self._predict(observation)
