@@ -15,6 +15,7 @@ import torch
 from conftest import generators
 from ebt_policy.benchmarks.floor import Floor, multiply_adds, products, traffic
 from ebt_policy.benchmarks.latency import VARIANTS, Variant
+from ebt_policy.benchmarks.memory import peak_mb
 from ebt_policy.cli.main import main
 
 ROW = {
@@ -53,9 +54,17 @@ def test_a_gradient_step_costs_two_passes_and_no_parameter_gradients() -> None:
 
 def test_floor_is_the_sum_over_shapes() -> None:
     floor = Floor(torch.device("cpu"))
-    one = floor.milliseconds(Counter({(1, 16, 64, 64): 1}))
-    assert one > 0
-    assert floor.milliseconds(Counter({(1, 16, 64, 64): 7})) == pytest.approx(7 * one)
+    small, large = (1, 16, 64, 64), (8, 64, 64, 64)
+    one, other = (floor.milliseconds(Counter({shape: 1})) for shape in (small, large))
+    assert 0 < one < other
+    assert floor.milliseconds(Counter({small: 3, large: 2})) == pytest.approx(3 * one + 2 * other)
+
+
+def test_peak_memory_is_that_of_the_computation_and_not_of_its_parent() -> None:
+    held = np.ones(100_000_000)  # 800 MB
+    alone = peak_mb(np.ones, 1)
+    assert 50 < alone < held.nbytes / 1e6
+    assert peak_mb(np.ones, 40_000_000) == pytest.approx(alone + 320, abs=30)
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 100), ("ddim", 10), ("ddim", 2)])

@@ -68,7 +68,7 @@ def test_bench_train_writes_rows_and_ratios(
     import ebt_policy.benchmarks.throughput as throughput
 
     monkeypatch.setattr(throughput, "RATIO_BATCH", 4)
-    monkeypatch.setattr(throughput, "_peak", lambda *_: 100.0)
+    monkeypatch.setattr(throughput, "peak_mb", lambda *_: 100.0)
     path = tmp_path / "train.json"
     arguments = ["--batch-sizes", "2", "4", "--rounds", "1", "--json", str(path)]
     assert main(["bench", "train", "--preset", "tiny", *arguments]) == 0
@@ -83,3 +83,4 @@ def test_bench_train_writes_rows_and_ratios(
         assert 0 < row["loading_ms"] < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert not row["compiled"]
     assert main(["bench", "train", "--batch-sizes", "0"]) == 2
+    assert main(["bench", "train", "--batch-sizes", "1000000", "--rounds", "1"]) == 2

@@ -1,9 +1,9 @@
 """What the matrix products alone cost: the floor under every time.
 
 The products of a computation are recorded with their shapes while it runs. Each shape is then
-timed by itself, on operands that lie ready in cache, and the floor is the sum of these times. No
-implementation of the same products with the same kernels can be faster; what a computation takes
-beyond it is memory, small operations, and the interpreter.
+timed by itself, on operands that lie ready in cache, less what calling a product of one number
+takes; the floor is the sum of these times. What a computation takes beyond it is memory, small
+operations, and the interpreter.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Floor:
         allowed = torch.get_num_threads()
         total = 0.0
         for shape, count in counts.items():
-            total += count * min(self._time(shape, threads) for threads in {1, allowed})
+            call = self._time((min(shape[0], 2), 1, 1, 1), 1)
+            total += count * max(0, min(self._time(shape, n) for n in {1, allowed}) - call)
         torch.set_num_threads(allowed)
         return 1e3 * total
 

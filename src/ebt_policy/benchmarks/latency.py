@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,12 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ebt_policy.benchmarks.floor import Floor, Shape, multiply_adds, products, traffic
+from ebt_policy.benchmarks.memory import peak_mb
 from ebt_policy.config import PolicyConfig, PolicyName, StreamConfig, override
 from ebt_policy.descent import Trace
 from ebt_policy.policies import DiffusionPolicy, make_policy
 from ebt_policy.policies.base import Draws, Policy, draw
 from ebt_policy.provenance import provenance
 from ebt_policy.shapes import Float
+from ebt_policy.training.trainer import check_compiler
 
 _WARMUP = 3
 # The low-dimensional observation and the actions of robomimic's one-armed tasks.
@@ -146,14 +145,17 @@ def measure_latency(
     Returns:
         ``rows``; a row has, beyond its variant, ``encode_ms`` (the observation's share of it),
         ``multiply_adds``, ``floor_ms`` (of the matrix products alone) and ``peak_mb`` (largest
-        resident memory of a process that does only this; on a GPU, its memory).
+        resident memory of a process that makes one chunk, its compiler included where it is
+        compiled; on a GPU, the memory there).
     """
+    if compiled:
+        check_compiler(device, "--compile")
     floor, rows = Floor(device), []
     kinds = [False, True] if compiled else [False]
     chosen = [(variant, kind) for kind in kinds for variant in VARIANTS]
     policies = [_prepare(variant, preset, device, kind) for variant, kind in chosen]
     counts = [_products(variant, preset, device) for variant, _ in chosen]
-    peaks = [_peak(variant, preset, device, kind) for variant, kind in chosen]
+    peaks = [peak_mb(_one_chunk, variant, preset, device, kind) for variant, kind in chosen]
     before = torch.get_num_threads()
     for number in threads:
         torch.set_num_threads(number)
@@ -224,7 +226,8 @@ def _call(policy: Policy) -> None:
 
 
 def _timed(policy: Policy, device: torch.device) -> tuple[float, float]:
-    """Milliseconds of a chunk, and of encoding its observation alone."""
+    """Milliseconds of a chunk, and of encoding its observation alone, both on warm caches."""
+    _call(policy)
     taken = []
     streams = policy.config.streams.items()
     zeros = {name: torch.zeros(1, 2, s.features, device=device) for name, s in streams}
@@ -242,14 +245,5 @@ def _timed(policy: Policy, device: torch.device) -> tuple[float, float]:
     return taken[0], taken[1]
 
 
-def _peak(variant: Variant, preset: str, device: torch.device, compiled: bool) -> float:
-    """Megabytes, from a process of its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_here, variant, preset, device, compiled).result()
-
-
-def _peak_here(variant: Variant, preset: str, device: torch.device, compiled: bool) -> float:
+def _one_chunk(variant: Variant, preset: str, device: torch.device, compiled: bool) -> None:
     _call(_prepare(variant, preset, device, compiled))
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

@@ -1,14 +1,11 @@
-"""Training: samples per second and memory of every objective and baseline, in turns."""
+"""Training: samples per second and memory of the objectives and baselines, in turns."""
 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ebt_policy.benchmarks.cost import make_trainers
+from ebt_policy.benchmarks.memory import peak_mb
 from ebt_policy.benchmarks.objectives import METHODS
 from ebt_policy.descent import normalise_rms, step_size
+from ebt_policy.errors import UserError
 from ebt_policy.policies import EnergyPolicy
 from ebt_policy.provenance import provenance
 from ebt_policy.shapes import Float
@@ -32,6 +31,10 @@ _SAMPLERS = {
     "basin": "descent", "equilibrium": "descent", "unrolled": "descent", PLAIN: "descent",
     "diffusion": "ddim", "flow": "euler", "mip": "none", "regression": "none",
 }  # fmt: skip
+_RATIOS = (
+    ("default_over_diffusion", "basin", "diffusion"),
+    ("plain_unrolled_over_unrolled", PLAIN, "unrolled"),
+)
 _WARMUP = 2
 
 
@@ -64,7 +67,7 @@ def plain_unrolled(
 def measure_training(
     preset: str, batch_sizes: Sequence[int], rounds: int, compiled: bool
 ) -> dict[str, Any]:
-    """Time of a whole training step of every method, each once in every round, on one thread.
+    """Time of a whole training step of each method, each once in every round, on one thread.
 
     Args:
         preset: size of the network, the same for all.
@@ -74,19 +77,23 @@ def measure_training(
 
     Returns:
         ``rows``, with ``loading_ms`` (gathering a batch, a part of the step) and ``peak_mb``
-        (largest resident memory of a process that only trains so); and at batch 128 ``ratios``
-        of median step times.
+        (largest resident memory of a process that takes two such steps); and at batch 128
+        ``ratios``, medians over rounds.
     """
-    rows, medians = [], dict[str, float]()
+    rows, ratios = [], dict[str, float]()
     for batch_size in batch_sizes:
         with tempfile.TemporaryDirectory() as folder:
             trainers = {name: _trainer(name, preset, batch_size, compiled, Path(folder))
                         for name in _SAMPLERS}  # fmt: skip
+            held = len(trainers["basin"].windows)
+            if held < batch_size:
+                raise UserError(f"--batch-sizes {batch_size}: the data hold only {held} windows")
             times: dict[str, list[float]] = {name: [] for name in trainers}
             loading: dict[str, list[float]] = {name: [] for name in trainers}
             title = f"training steps, {preset}, batch {batch_size}"
             for round_ in tqdm(range(_WARMUP + rounds), desc=title):
                 for name, trainer in trainers.items():
+                    torch.manual_seed(round_)  # all unrolled ones take as many steps
                     began = time.perf_counter()
                     trainer.windows.gather(trainer.order.indices(trainer.step))
                     gathered = time.perf_counter()
@@ -97,10 +104,11 @@ def measure_training(
                         loading[name].append(1e3 * (gathered - began))
                         times[name].append(1e3 * (time.perf_counter() - gathered))
             device = trainers["basin"].device.type
+        if batch_size == RATIO_BATCH:
+            for label, one, other in _RATIOS:
+                ratios[label] = round(float(np.median(np.divide(times[one], times[other]))), 3)
         for name, taken in times.items():
             p50, p95, p99 = np.percentile(taken, [50, 95, 99])
-            if batch_size == RATIO_BATCH:
-                medians[name] = p50
             is_energy = _SAMPLERS[name] == "descent"
             rows.append({
                 "policy": "ebt" if is_energy else name, "sampler": _SAMPLERS[name],
@@ -110,14 +118,8 @@ def measure_training(
                 "p50_ms": round(p50, 2), "p95_ms": round(p95, 2), "p99_ms": round(p99, 2),
                 "samples_per_second": round(1e3 * batch_size / p50, 1),
                 "loading_ms": round(float(np.median(loading[name])), 3),
-                "peak_mb": _peak(name, preset, batch_size, compiled),
+                "peak_mb": peak_mb(_two_steps, name, preset, batch_size, compiled),
             })  # fmt: skip
-    ratios = {}
-    if medians:
-        ratios = {
-            "default_over_diffusion": round(medians["basin"] / medians["diffusion"], 3),
-            "plain_unrolled_over_unrolled": round(medians[PLAIN] / medians["unrolled"], 3),
-        }
     return {"preset": preset, "rounds": rounds, "rows": rows, "ratios": ratios, **provenance()}
 
 
@@ -136,17 +138,8 @@ def _trainer(name: str, preset: str, batch_size: int, compiled: bool, folder: Pa
     return made
 
 
-def _peak(name: str, preset: str, batch_size: int, compiled: bool) -> float:
-    """Megabytes, from a process of its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_here, name, preset, batch_size, compiled).result()
-
-
-def _peak_here(name: str, preset: str, batch_size: int, compiled: bool) -> float:
+def _two_steps(name: str, preset: str, batch_size: int, compiled: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(name, preset, batch_size, compiled, Path(folder))
         for _ in range(2):
             trainer.one_step(progress=0.5)
-    if trainer.device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(trainer.device) / 1e6, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

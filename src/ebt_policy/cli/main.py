@@ -251,7 +251,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     training = _command(
         studies, "train", _bench_train,
-        "samples per second and memory of every objective and baseline, in turns",
+        "samples per second and memory of the objectives and baselines, in turns",
         "ebt-policy bench train --preset small --batch-sizes 32 128 512",
     )  # fmt: skip
     training.add_argument("--preset", choices=list(PRESETS), default="tiny", help="network size")
@@ -522,7 +522,6 @@ def _bench_floor(options: argparse.Namespace) -> None:
     from ebt_policy.benchmarks.latency import measure_floors
 
     measured = measure_floors(options.preset or list(PRESETS), _threads(options))
-    _write_json(options.json, measured)
     for row in measured["rows"]:
         print(
             f"{row['preset']:<6}{row['policy']:<11}{row['sampler']:<8}{row['steps']:>4} steps"
@@ -530,6 +529,7 @@ def _bench_floor(options: argparse.Namespace) -> None:
             f"{row['multiply_adds'] / 1e6:>10.1f} M multiply-adds{row['mbytes']:>9.1f} MB"
             f"{row['gflops']:>8.1f} GFLOP/s{row['floor_ms']:>9.2f} ms"
         )
+    _write_json(options.json, measured)
 
 
 def _bench_latency(options: argparse.Namespace) -> None:
@@ -543,7 +543,6 @@ def _bench_latency(options: argparse.Namespace) -> None:
     measured = measure_latency(
         options.preset, options.rounds, _threads(options), device, options.compile
     )
-    _write_json(options.json, measured)
     for row in measured["rows"]:
         print(
             f"{row['policy']:<11}{row['sampler']:<8}{row['loop']:<10}{row['steps']:>4} steps"
@@ -551,6 +550,7 @@ def _bench_latency(options: argparse.Namespace) -> None:
             f"{' compiled' if row['compiled'] else ' eager   '}{row['p50_ms']:>10.2f} ms"
             f"{row['p95_ms']:>10.2f} ms (95%){row['p50_ms'] / row['floor_ms']:>7.2f} x floor"
         )
+    _write_json(options.json, measured)
 
 
 def _bench_train(options: argparse.Namespace) -> None:
@@ -562,7 +562,6 @@ def _bench_train(options: argparse.Namespace) -> None:
     measured = measure_training(
         options.preset, options.batch_sizes, options.rounds, options.compile
     )
-    _write_json(options.json, measured)
     for row in measured["rows"]:
         print(
             f"{row['objective'] or row['policy']:<15}batch{row['batch_size']:>5}"
@@ -572,6 +571,7 @@ def _bench_train(options: argparse.Namespace) -> None:
         )
     for name, ratio in measured["ratios"].items():
         print(f"{name}: {ratio:.2f}")
+    _write_json(options.json, measured)
 
 
 def _threads(options: argparse.Namespace) -> list[int]:

@@ -44,7 +44,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Chain(nn.Sequential):
-    """Linear maps, tanh-GELUs and RMSNorms, one after the other."""
+    """Linear maps, GELUs and RMSNorms, one after the other."""
 
     def forward(self, tokens: Float[Tensor, "*b _"], tape: Tape | None = None) -> Tensor:
         for layer in self:
@@ -62,7 +62,9 @@ class Chain(nn.Sequential):
             if isinstance(layer, RMSNorm):
                 gradient = layer.pullback(gradient, tape)
             elif isinstance(layer, nn.GELU):
-                gradient = torch.ops.aten.gelu_backward(gradient, tape.pop(), approximate="tanh")
+                gradient = torch.ops.aten.gelu_backward(
+                    gradient, tape.pop(), approximate=layer.approximate
+                )
             else:
                 assert isinstance(layer, nn.Linear)
                 gradient = gradient @ layer.weight

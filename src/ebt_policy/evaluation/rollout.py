@@ -254,7 +254,7 @@ def evaluate(
         latency = measure_latency(policy, windows)
         torch.set_num_threads(threads)
     records.sort(key=lambda record: record.seed)
-    result = summarise(policy, rollout, records, latency, seconds, workers)
+    result = summarise(policy, rollout, records, latency, seconds, min(workers, len(groups)))
     if task.summarise is not None:
         result |= task.summarise([record.facts for record in records])
     return {**result, "moments": _moments(windows, policy)}

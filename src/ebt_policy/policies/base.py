@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MethodType
 from typing import Any, cast
 
 import numpy as np
@@ -106,12 +107,15 @@ class Policy(nn.Module):
     def compile_acting(self) -> None:
         """Fuse what acting calls with ``torch.compile``: the same chunks to rounding, sooner.
 
-        The first chunk of every new batch size takes a minute or so. Needs a C++ compiler on a
-        CPU. Policies that share these weights (:meth:`with_sampling`) are compiled with it.
+        Compiling takes a minute or so for each batch size, when it first occurs; beyond the
+        limit of ``torch._dynamo.config.recompile_limit`` batch sizes the rest is not fused. Needs
+        a C++ compiler on a CPU. For acting only: an energy cannot be trained afterwards.
+        Policies that share these weights (:meth:`with_sampling`) are compiled with it.
         """
         core = self.core
         for name in core.called_in_acting:
-            setattr(core, name, torch.compile(getattr(core, name), dynamic=False))
+            compiled = torch.compile(getattr(type(core), name), dynamic=False)
+            setattr(core, name, MethodType(compiled, core))  # a method: copies get their own
 
     # -- learning ------------------------------------------------------------------------
 

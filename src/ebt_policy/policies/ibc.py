@@ -21,7 +21,7 @@ from torch.nn import functional
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace
 from ebt_policy.energy.model import Energy, EnergyModel, energy_and_gradient
-from ebt_policy.energy.transformer import Memory, repeat_memory
+from ebt_policy.energy.transformer import Memory
 from ebt_policy.policies.base import Draws, Policy, draw
 from ebt_policy.shapes import Float
 
@@ -49,9 +49,8 @@ class IBCPolicy(Policy):
         spread = 2 * torch.rand(len(actions), count, *actions.shape[1:], device=actions.device) - 1
         chunks = spread.flatten(0, 1)
         if settings.search == "langevin":
-            frozen = [(k.detach(), v.detach()) for k, v in repeat_memory(memory, count)]
             noise = torch.randn(settings.iterations, *chunks.shape, device=chunks.device)
-            chunks = self._langevin(lambda x: self.energy(x, frozen), chunks, noise)
+            chunks = self._langevin(self.energy.given(memory, count), chunks, noise)
         candidates = torch.cat([actions[:, None], chunks.unflatten(0, (-1, count))], 1)
         energies = self.energy.given(memory, count + 1)(candidates.flatten(0, 1))
         logits = -energies.unflatten(0, (-1, count + 1))

@@ -95,7 +95,7 @@ def check_same_settings(kind: type, path: Path, given: Any) -> None:
             )
 
 
-def check_compiler(device: torch.device) -> None:
+def check_compiler(device: torch.device, asked_by: str) -> None:
     """Check that ``torch.compile`` will find what it needs.
 
     Raises:
@@ -104,8 +104,8 @@ def check_compiler(device: torch.device) -> None:
     names = [os.environ.get("CXX", ""), "g++", "clang++"]
     if device.type == "cpu" and not any(shutil.which(name) for name in names if name):
         raise UserError(
-            "training.compile = true: no C++ compiler (g++, clang++ or $CXX) was found; install "
-            "one, or train without"
+            f"{asked_by}: no C++ compiler (g++, clang++ or $CXX) was found; install one, or go on "
+            "without"
         )
 
 
@@ -180,7 +180,7 @@ class Trainer:
         )  # fmt: skip
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
         if config.compile:
-            check_compiler(self.device)
+            check_compiler(self.device, "training.compile = true")
             self.model = torch.compile(self.model)
         self._compiled = not config.compile
         # Each process draws its own noise.
