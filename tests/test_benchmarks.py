@@ -248,7 +248,7 @@ def test_bench_lists_what_is_missing_and_refuses_nonsense(tmp_path: Path) -> Non
     assert f"{cell.name}: complete" in run("--list", "--only", cell.name).stdout
     for arguments, message in [
         (["--only", "nothing"], "--only nothing: matches no cell"),
-        (["--jobs", "0"], "--jobs 0: at least one"),
+        (["--jobs", "0"], "--jobs: 0: it must be a whole number, at least 1"),
         (["--only", "pusht/206/mip/0", "--pusht", "nowhere"], "--pusht nowhere: no such data"),
         (["--render", "nowhere.md"], "--render nowhere.md: no such page"),
     ]:

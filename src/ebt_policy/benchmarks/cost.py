@@ -33,14 +33,14 @@ def make_trainers(
     Args:
         preset: size of the network.
         sizes: batch size of each method.
-        folder: for the demonstrations; made if it is missing.
+        folder: of the demonstrations, which are collected if it has none.
         compiled: whether those methods that the study compiles are compiled.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     data = folder / "fork.hdf5"
-    task = make_task(TASK)
-    episodes = collect(task, DEMONSTRATIONS, seed=0, progress=False)
-    write_robomimic(data, episodes, task.name, {"control_freq": task.rate})
+    if not data.exists():
+        task = make_task(TASK)
+        episodes = collect(task, DEMONSTRATIONS, seed=0, progress=False)
+        write_robomimic(data, episodes, task.name, {"control_freq": task.rate})
     demonstrations = open_demonstrations(str(data), None)
     made = {}
     for name, batch_size in sizes.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from ebt_policy.benchmarks.memory import peak_mb
 from ebt_policy.benchmarks.objectives import METHODS
 from ebt_policy.descent import normalise_rms, step_size
 from ebt_policy.errors import UserError
+from ebt_policy.objectives.unrolled import schedule
 from ebt_policy.policies import EnergyPolicy
 from ebt_policy.provenance import provenance
 from ebt_policy.shapes import Float
@@ -47,18 +47,14 @@ def plain_unrolled(
     backward, and all but the last are thrown away.
     """
     config, descent = policy.config.unrolled, policy.config.descent
-    count = config.min_steps + int(torch.randint(config.extra_steps, ()).item())
-    spread = math.log(config.step_jitter)
-    jitter = torch.empty(actions.shape[0], 1, 1, device=actions.device).uniform_(-spread, spread)
+    sigmas, jitter = schedule(actions, config)
     y, velocity = torch.randn_like(actions), torch.zeros_like(actions)
-    for k in range(count):
-        fall = 0.5 * (1 + math.cos(math.pi * k / max(count - 1, 1)))
-        sigma = config.noise_last + (config.noise_first - config.noise_last) * fall
+    for sigma in sigmas:
         y, velocity = normalise_rms(y.detach()) + sigma * torch.randn_like(y), velocity.detach()
         point = (y + descent.momentum * velocity).requires_grad_()
         value = policy.energy(point, policy.energy.remember(observation))
         (gradient,) = torch.autograd.grad(value.sum(), point, create_graph=True)
-        step = jitter.exp() * step_size(value, y[0].numel(), descent)
+        step = jitter * step_size(value, y[0].numel(), descent)
         velocity = descent.momentum * velocity - step * gradient
         y = y + velocity
     return (y - actions).square()
@@ -104,6 +100,8 @@ def measure_training(
                         loading[name].append(1e3 * (gathered - began))
                         times[name].append(1e3 * (time.perf_counter() - gathered))
             device = trainers["basin"].device.type
+            peaks = {name: peak_mb(_two_steps, name, preset, batch_size, compiled, Path(folder))
+                     for name in trainers}  # fmt: skip
         if batch_size == RATIO_BATCH:
             for label, one, other in _RATIOS:
                 ratios[label] = round(float(np.median(np.divide(times[one], times[other]))), 3)
@@ -117,8 +115,7 @@ def measure_training(
                 "compiled": _compiles(name, compiled),
                 "p50_ms": round(p50, 2), "p95_ms": round(p95, 2), "p99_ms": round(p99, 2),
                 "samples_per_second": round(1e3 * batch_size / p50, 1),
-                "loading_ms": round(float(np.median(loading[name])), 3),
-                "peak_mb": peak_mb(_two_steps, name, preset, batch_size, compiled),
+                "loading_ms": round(float(np.median(loading[name])), 3), "peak_mb": peaks[name],
             })  # fmt: skip
     return {"preset": preset, "rounds": rounds, "rows": rows, "ratios": ratios, **provenance()}
 
@@ -129,17 +126,16 @@ def _compiles(name: str, compiled: bool) -> bool:
 
 def _trainer(name: str, preset: str, batch_size: int, compiled: bool, folder: Path) -> Trainer:
     method = "unrolled" if name == PLAIN else name
-    made = make_trainers(
-        preset, {method: batch_size}, folder / name, compiled=_compiles(name, compiled)
-    )[method]
+    made = make_trainers(preset, {method: batch_size}, folder, compiled=_compiles(name, compiled))[
+        method
+    ]
     if name == PLAIN:
         assert isinstance(made.policy, EnergyPolicy)
         made.policy.errors = partial(plain_unrolled, made.policy)  # type: ignore[method-assign]
     return made
 
 
-def _two_steps(name: str, preset: str, batch_size: int, compiled: bool) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(name, preset, batch_size, compiled, Path(folder))
-        for _ in range(2):
-            trainer.one_step(progress=0.5)
+def _two_steps(name: str, preset: str, batch_size: int, compiled: bool, folder: Path) -> None:
+    trainer = _trainer(name, preset, batch_size, compiled, folder)
+    for _ in range(2):
+        trainer.one_step(progress=0.5)

@@ -206,7 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
     objectives.add_argument(
         "--render", metavar="PAGE", help="write the tables and plots of this page, run nothing"
     )
-    objectives.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at once")
+    objectives.add_argument("--jobs", metavar="N", type=_count, default=1, help="cells at once")
     objectives.add_argument(
         "--work", metavar="DIR", default="runs/objectives", help="folder of the training runs"
     )
@@ -226,10 +226,10 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     cost.add_argument("--preset", choices=list(PRESETS), default="small", help="network size")
     cost.add_argument(
-        "--batch-size", metavar="N", type=int,
+        "--batch-size", metavar="N", type=_count,
         help="of every method; by default the one each is trained with in the study",
     )  # fmt: skip
-    cost.add_argument("--rounds", metavar="N", type=int, default=20, help="timed steps of each")
+    cost.add_argument("--rounds", metavar="N", type=_count, default=20, help="timed steps")
     cost.add_argument("--results", metavar="DIR", default="results/objectives")
 
     floor = _command(
@@ -245,7 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
         "ebt-policy bench latency --preset paper --json results/latency.json",
     )  # fmt: skip
     latency.add_argument("--preset", choices=list(PRESETS), default="paper", help="network size")
-    latency.add_argument("--rounds", metavar="N", type=int, default=30, help="timed calls of each")
+    latency.add_argument("--rounds", metavar="N", type=_count, default=30, help="timed calls")
     latency.add_argument(
         "--compile", action="store_true", help="compiled policies besides (takes some minutes)"
     )
@@ -256,15 +256,15 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     training.add_argument("--preset", choices=list(PRESETS), default="tiny", help="network size")
     training.add_argument(
-        "--batch-sizes", metavar="N", type=int, nargs="+", default=[128], help="default: 128"
+        "--batch-sizes", metavar="N", type=_count, nargs="+", default=[128], help="default: 128"
     )
-    training.add_argument("--rounds", metavar="N", type=int, default=9, help="timed steps of each")
+    training.add_argument("--rounds", metavar="N", type=_count, default=9, help="timed steps")
     training.add_argument(
         "--compile", action="store_true", help="compiled steps instead (takes many minutes)"
     )
     for study in (floor, latency):
         study.add_argument(
-            "--threads", metavar="N", type=int, action="append", help="default: 1 and 2"
+            "--threads", metavar="N", type=_count, nargs="+", default=[1, 2], help="default: 1 2"
         )
     for study in (floor, latency, training):
         study.add_argument("--json", metavar="FILE", help="write the rows here too")
@@ -286,6 +286,13 @@ def _command(
     )  # fmt: skip
     parser.set_defaults(command=run)
     return parser
+
+
+def _count(text: str) -> int:
+    """The type of an option that is a number of things."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: it must be a whole number, at least 1")
+    return int(text)
 
 
 def parse_duration(text: str) -> float:
@@ -481,8 +488,6 @@ def _bench_objectives(options: argparse.Namespace) -> None:
     from ebt_policy.benchmarks.pages import render
     from ebt_policy.benchmarks.runner import missing_acts, run_cell, run_cells
 
-    if options.jobs < 1:
-        raise UserError(f"--jobs {options.jobs}: at least one is needed")
     work, results, pusht = Path(options.work), Path(options.results), Path(options.pusht)
     chosen = cells(options.only)
     if options.render:
@@ -502,9 +507,6 @@ def _bench_cost(options: argparse.Namespace) -> None:
     from ebt_policy.benchmarks.cost import measure_cost
 
     size = options.batch_size
-    for flag, value in (("--batch-size", size), ("--rounds", options.rounds)):
-        if value is not None and value < 1:
-            raise UserError(f"{flag} {value}: at least one is needed")
     name = options.preset if size is None else f"{options.preset}-{size}"
     path = Path(options.results) / f"cost-{name}.json"
     if size is None and path.exists():
@@ -521,7 +523,7 @@ def _bench_cost(options: argparse.Namespace) -> None:
 def _bench_floor(options: argparse.Namespace) -> None:
     from ebt_policy.benchmarks.latency import measure_floors
 
-    measured = measure_floors(options.preset or list(PRESETS), _threads(options))
+    measured = measure_floors(options.preset or list(PRESETS), options.threads)
     for row in measured["rows"]:
         print(
             f"{row['preset']:<6}{row['policy']:<11}{row['sampler']:<8}{row['steps']:>4} steps"
@@ -537,11 +539,9 @@ def _bench_latency(options: argparse.Namespace) -> None:
 
     from ebt_policy.benchmarks.latency import measure_latency
 
-    if options.rounds < 1:
-        raise UserError(f"--rounds {options.rounds}: at least one is needed")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measured = measure_latency(
-        options.preset, options.rounds, _threads(options), device, options.compile
+        options.preset, options.rounds, options.threads, device, options.compile
     )
     for row in measured["rows"]:
         print(
@@ -556,9 +556,6 @@ def _bench_latency(options: argparse.Namespace) -> None:
 def _bench_train(options: argparse.Namespace) -> None:
     from ebt_policy.benchmarks.throughput import measure_training
 
-    for flag, value in (("--rounds", options.rounds), ("--batch-sizes", min(options.batch_sizes))):
-        if value < 1:
-            raise UserError(f"{flag} {value}: at least one is needed")
     measured = measure_training(
         options.preset, options.batch_sizes, options.rounds, options.compile
     )
@@ -572,13 +569,6 @@ def _bench_train(options: argparse.Namespace) -> None:
     for name, ratio in measured["ratios"].items():
         print(f"{name}: {ratio:.2f}")
     _write_json(options.json, measured)
-
-
-def _threads(options: argparse.Namespace) -> list[int]:
-    for number in options.threads or []:
-        if number < 1:
-            raise UserError(f"--threads {number}: at least one is needed")
-    return options.threads or [1, 2]
 
 
 def _write_json(path: str | None, measured: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ class EnergyModel(nn.Module):
     ) -> tuple[Float[Tensor, b], Float[Tensor, "b t a"]]:
         """E and dE/da by the layers' own pullbacks: nothing that parameters could learn from.
 
-        As autograd's to rounding, in less than half of its time. Without dropout and autocast.
+        As autograd's to rounding, without a graph. Not with dropout or autocast.
         """
         transformer, tape = self.network.transformer, Tape()
         with torch.no_grad():

@@ -40,17 +40,28 @@ def unrolled(
         config: number of steps, noise and jitter of training.
         descent: the step rule and momentum that will be used to act.
     """
-    count = config.min_steps + int(torch.randint(config.extra_steps, ()).item())
-    spread = math.log(config.step_jitter)
-    jitter = torch.empty(actions.shape[0], 1, 1, device=actions.device).uniform_(-spread, spread)
+    sigmas, jitter = schedule(actions, config)
     y, velocity = torch.randn_like(actions), torch.zeros_like(actions)
-    for k in range(count):
-        fall = 0.5 * (1 + math.cos(math.pi * k / max(count - 1, 1)))
-        sigma = config.noise_last + (config.noise_first - config.noise_last) * fall
+    for k, sigma in enumerate(sigmas, 1):
         y = normalise_rms(y.detach()) + sigma * torch.randn_like(y)
-        with torch.set_grad_enabled(k + 1 == count):
+        with torch.set_grad_enabled(k == len(sigmas)):
             value, gradient = energy_and_gradient(energy, y + descent.momentum * velocity)
-        step = jitter.exp() * step_size(value, y[0].numel(), descent)
+        step = jitter * step_size(value, y[0].numel(), descent)
         velocity = descent.momentum * velocity - step * gradient
         y = y + velocity
     return (y - actions).square()
+
+
+def schedule(
+    actions: Float[Tensor, "b t a"], config: UnrolledConfig
+) -> tuple[list[float], Float[Tensor, "b 1 1"]]:
+    """The noise of each step of one unrolled descent, and each sample's factor of its step size.
+
+    The number of steps and the factors are drawn from torch's global generator.
+    """
+    count = config.min_steps + int(torch.randint(config.extra_steps, ()).item())
+    falls = [0.5 * (1 + math.cos(math.pi * k / max(count - 1, 1))) for k in range(count)]
+    sigmas = [config.noise_last + (config.noise_first - config.noise_last) * fall for fall in falls]
+    spread = math.log(config.step_jitter)
+    jitter = torch.empty(actions.shape[0], 1, 1, device=actions.device).uniform_(-spread, spread)
+    return sigmas, jitter.exp()
