@@ -45,6 +45,7 @@ def policy(seed: int = 0, **changes: Any) -> Policy:
     made.fit_normalisers(
         {"state": random.normal(size=(50, 5)), "extra": random.normal(size=(50, 2, 3))},
         random.normal(size=(50, 2)) * 100,
+        np.arange(50),
         "test",
     )
     return made

@@ -23,6 +23,7 @@ from ebt_policy.config import DESCENT_DEFAULTS, DescentConfig, WindowConfig
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.energy_quality import energy_quality
 from ebt_policy.evaluation.statistics import bootstrap_crossed
+from ebt_policy.windows.arrays import Arrays
 from ebt_policy.windows.windows import Windows
 
 
@@ -194,7 +195,8 @@ def test_energy_quality_of_a_true_energy_and_of_a_blind_one(monkeypatch: Any) ->
     observations = {"state": state, "extra": np.zeros((count, 2, 3), np.float32)}
     actions = (80 * random.normal(size=(count, 2))).astype(np.float32)
     ends = np.array([60, 120])
-    parts = [Windows(observations, actions, ends, np.array([i]), WindowConfig()) for i in range(2)]
+    arrays = Arrays(observations, actions, {})
+    parts = [Windows(arrays, ends, np.array([i]), WindowConfig()) for i in range(2)]
     held_out = made.action_normaliser.normalise(parts[1].gather(torch.arange(60)).actions)
     features = made.normalise_observation(parts[1].gather(torch.arange(60)).observations)["state"]
 

@@ -81,7 +81,8 @@ def test_zarr_is_recognised_by_content(zarr_folder: Path, kind: str) -> None:
 
 def test_training_on_states_never_reads_images(zarr_folder: Path) -> None:
     """Images whose chunks are gone do no harm to a state policy."""
-    from ebt_policy.windows.windows import choose_streams, load_arrays
+    from ebt_policy.windows.arrays import load_arrays
+    from ebt_policy.windows.windows import choose_streams
 
     shutil.rmtree(zarr_folder / "data/img")
     write_zarr_metadata_only(zarr_folder)

@@ -8,6 +8,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 import zarr
 
 from ebt_policy.demonstrations import download, open_demonstrations
-from ebt_policy.demonstrations.download import PUBLISHED, Published, array_sha256, fetch
+from ebt_policy.demonstrations.download import PUBLISHED, Published, fetch
 from ebt_policy.errors import UserError
 
 Behaviour = Callable[["Handler", bytes, int], None]
@@ -123,7 +124,8 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
                 written.write(
                     file, Path("pusht/pusht_cchi_v7_replay.zarr") / file.relative_to(folder)
                 )
-    hashes = {"action": array_sha256(action), "episode_ends": array_sha256(ends)}
+    arrays = {"action": action, "episode_ends": ends}
+    hashes = {name: sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
     published = Published("unused", "pusht_cchi_v7_replay.zarr", hashes)
     monkeypatch.setitem(PUBLISHED, "pusht", published)
     monkeypatch.setattr(time, "sleep", lambda _: None)

@@ -23,7 +23,7 @@ from conftest import NETWORK, episodes, generators
 from ebt_policy import load_policy
 from ebt_policy.config import PolicyConfig, StreamConfig, TrainingConfig
 from ebt_policy.demonstrations import open_demonstrations
-from ebt_policy.demonstrations.robomimic import write_robomimic
+from ebt_policy.demonstrations.robomimic import Episode, write_robomimic
 from ebt_policy.errors import UserError
 from ebt_policy.policies import Policy
 from ebt_policy.training.checkpoint import checkpoint_folders
@@ -263,6 +263,50 @@ def test_a_checkpoint_is_never_taken_apart_to_be_written_again(tmp_path: Path, h
     run_training(hdf5, run, resume=True)
     assert {p.name: p.stat().st_mtime_ns for p in last.iterdir()} == before
     assert not stale.exists()
+
+
+ANONYMOUS = """
+import re, sys
+from pathlib import Path
+from ebt_policy.config import PolicyConfig, StreamConfig, TrainingConfig
+from ebt_policy.demonstrations import open_demonstrations
+from ebt_policy.training.trainer import Trainer
+config = PolicyConfig.of_preset("tiny", "ebt", {"state": StreamConfig((128,))}, 2)
+for name in sys.argv[1:]:
+    run = Path(name).with_suffix("")
+    trainer = Trainer(open_demonstrations(name), config, TrainingConfig(name, steps=3), run)
+    trainer.one_step(0.0)
+    status = Path("/proc/self/status").read_text()
+    print(int(re.search(r"RssAnon:\\s*(\\d+) kB", status)[1]), len(trainer.windows))
+    del trainer
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of memory")
+def test_a_larger_data_set_takes_no_more_memory_than_its_index(tmp_path: Path) -> None:
+    """Ten times the data: 138 MB more of it, of which memory holds the windows' index."""
+    random = np.random.default_rng(0)
+
+    def written(name: str, count: int) -> str:
+        made = (
+            Episode(
+                {"state": random.normal(size=(3000, 128)).astype(np.float32)},
+                random.normal(size=(3000, 2)).astype(np.float32), np.zeros(3000), True, i,
+            )
+            for i in range(count)
+        )  # fmt: skip
+        write_robomimic(tmp_path / name, made, "toy", {})
+        return str(tmp_path / name)
+
+    names = [written("small.hdf5", 10), written("large.hdf5", 100)]
+    found = subprocess.run(
+        [sys.executable, "-c", ANONYMOUS, names[0], *names], check=True, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    rows = [line.split() for line in found.stdout.splitlines()]
+    (_, _), (small, few), (large, many) = ((int(a), int(b)) for a, b in rows)
+    assert many > 9 * few
+    assert large - small < 40 * (many - few) / 1024 + 15_000  # 40 bytes a window
 
 
 @pytest.mark.slow

@@ -13,12 +13,12 @@ from ebt_policy.config import StreamConfig, WindowConfig
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import write_robomimic
 from ebt_policy.errors import UserError
+from ebt_policy.windows.arrays import Arrays, load_arrays, map_arrays, store_arrays
 from ebt_policy.windows.normaliser import Normaliser
 from ebt_policy.windows.windows import (
     BatchOrder,
     Windows,
     choose_streams,
-    load_arrays,
     split_episodes,
 )
 
@@ -29,7 +29,8 @@ def counting_windows(lengths: list[int], chosen: list[int]) -> Windows:
     """Observation and action of step k of all episodes are the number k."""
     ends = np.cumsum(lengths)
     steps = np.arange(ends[-1], dtype=np.float32)
-    return Windows({"k": steps[:, None]}, steps[:, None], ends, np.array(chosen), CONFIG)
+    arrays = Arrays({"k": steps[:, None]}, steps[:, None], {})
+    return Windows(arrays, ends, np.array(chosen), CONFIG)
 
 
 def test_windows_repeat_the_episode_border_and_mask_it() -> None:
@@ -84,7 +85,7 @@ def test_batch_order_is_a_function_of_the_step() -> None:
 def test_normaliser_maps_the_range_to_one_and_back() -> None:
     values = np.random.default_rng(0).uniform(-3, 500, (100, 4)).astype(np.float32)
     normaliser = Normaliser(4)
-    normaliser.fit(values, "test")
+    normaliser.fit(np.array_split(values, 3), "test")
     normed = normaliser.normalise(torch.from_numpy(values))
     assert normed.min(0).values.tolist() == pytest.approx([-1] * 4, abs=1e-5)
     assert normed.max(0).values.tolist() == pytest.approx([1] * 4, abs=1e-5)
@@ -96,7 +97,7 @@ def test_constant_dimension_stays_finite_and_comes_back_as_it_was(noise: float) 
     values = np.random.default_rng(0).uniform(-1, 1, (100, 2)).astype(np.float32)
     values[:, 1] = 0.7 + noise * values[:, 0]
     normaliser = Normaliser(2)
-    normaliser.fit(values, "test")
+    normaliser.fit(np.array_split(values, 3), "test")
     normed = normaliser.normalise(torch.from_numpy(values))
     assert normed[:, 1].abs().max() < 1e-5
     wild = torch.tensor([[0.0, 0.9]])
@@ -107,7 +108,7 @@ def test_normaliser_names_a_nan() -> None:
     values = np.zeros((5, 2), np.float32)
     values[3, 1] = np.nan
     with pytest.raises(UserError, match="where it is from: step 3, dimension 1 is nan"):
-        Normaliser(2).fit(values, "where it is from")
+        Normaliser(2).fit(np.array_split(values, 2), "where it is from")
 
 
 def test_nan_in_actions_is_named_by_episode_and_step(tmp_path: Path) -> None:
@@ -123,6 +124,32 @@ def test_nan_in_actions_is_named_by_episode_and_step(tmp_path: Path) -> None:
 def test_stream_of_another_shape_is_refused(hdf5: Path) -> None:
     with pytest.raises(UserError, match=r"shape \(3,\) per step, the policy expects \(4,\)"):
         load_arrays(open_demonstrations(hdf5), {"state": StreamConfig((4,))})
+
+
+def test_mapped_arrays_are_those_in_memory(
+    tmp_path: Path, hdf5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demonstrations = open_demonstrations(hdf5)
+    streams = {"state": StreamConfig((3,))}
+    whole = load_arrays(demonstrations, streams)
+    monkeypatch.setattr("ebt_policy.demonstrations.base._BLOCK_BYTES", 100)  # some steps
+    assert len(list(demonstrations.blocks("state"))) > 3
+    for _ in range(2):  # what is there is replaced
+        store_arrays(demonstrations, streams, tmp_path / "arrays")
+    mapped = map_arrays(tmp_path / "arrays")
+    assert isinstance(mapped.actions, np.memmap)
+    assert np.array_equal(mapped.actions, whole.actions)
+    assert np.array_equal(mapped.observations["state"], whole.observations["state"])
+    assert mapped.sha256 == whole.sha256
+    assert set(whole.sha256) == {"action", "episode_ends", "state"}
+    mapped.actions[0] = 7
+    assert map_arrays(tmp_path / "arrays").actions[0, 0] != 7
+
+
+def test_arrays_that_cannot_be_written_are_named(tmp_path: Path, hdf5: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/arrays: the data's arrays cannot be written"):
+        store_arrays(open_demonstrations(hdf5), {}, tmp_path / "file/arrays")
 
 
 def test_default_streams(tmp_path: Path, hdf5: Path) -> None:

@@ -36,7 +36,8 @@ from ebt_policy.policies.base import Policy
 from ebt_policy.policies.files import load_policy
 from ebt_policy.provenance import provenance
 from ebt_policy.training.files import TRAINING_FILE, read_summary
-from ebt_policy.windows.windows import Windows, load_arrays, split_episodes
+from ebt_policy.windows.arrays import load_arrays
+from ebt_policy.windows.windows import Windows, split_episodes
 
 QUALITY_OBSERVATIONS = 500
 # Demonstrations that no method learns from, where an expert can make them.
@@ -303,17 +304,16 @@ def _windows(
     """The windows a run was trained on, and those it held out (or all of another file)."""
     training = from_json(TrainingConfig, (run / TRAINING_FILE).read_text(), str(run))
     demonstrations = open_demonstrations(str(data), training.filter_key)
-    observations, actions = load_arrays(demonstrations, policy.config.streams)
+    arrays = load_arrays(demonstrations, policy.config.streams)
     parts = split_episodes(demonstrations.episodes, training.validation_share, training.seed)
     trained, held_out = (
-        Windows(observations, actions, demonstrations.episode_ends, part, policy.config.windows)
-        for part in parts
+        Windows(arrays, demonstrations.episode_ends, part, policy.config.windows) for part in parts
     )
     if other is not None:
         more = open_demonstrations(str(other))
-        observations, actions = load_arrays(more, policy.config.streams)
+        arrays = load_arrays(more, policy.config.streams)
         every = np.arange(more.episodes)
-        held_out = Windows(observations, actions, more.episode_ends, every, policy.config.windows)
+        held_out = Windows(arrays, more.episode_ends, every, policy.config.windows)
     return trained, held_out
 
 

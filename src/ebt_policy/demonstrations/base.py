@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 from ebt_policy.errors import UserError
 from ebt_policy.shapes import Bool, Float
 
+_BLOCK_BYTES = 2**22
 # A range below this share of the values' size is rounding noise, not movement.
 CONSTANT_RANGE = 1e-5
 
@@ -58,6 +61,21 @@ class Demonstrations(ABC):
     def read_actions(self, start: int, stop: int) -> np.ndarray:
         """Steps ``start`` to ``stop`` of the actions: (stop - start, A)."""
 
+    def blocks(self, key: str | None) -> Iterator[tuple[int, np.ndarray]]:
+        """All steps of an observation key, or of the actions (None), some megabytes at a time.
+
+        Yields:
+            The first step of a block, and its values.
+        """
+        info = self.actions if key is None else self.require(key)
+        each = max(1, _BLOCK_BYTES // max(1, int(np.prod(info.shape)) * info.dtype.itemsize))
+        for start in range(0, self.steps, each):
+            stop = min(start + each, self.steps)
+            yield (
+                start,
+                self.read_actions(start, stop) if key is None else self.read(key, start, stop),
+            )
+
     @property
     def episodes(self) -> int:
         """Number of episodes."""
@@ -104,3 +122,19 @@ def constant_dimensions(
     """Which dimensions do not move, given their smallest and largest values."""
     size = np.maximum(np.abs(low), np.abs(high))
     return high - low <= np.maximum(CONSTANT_RANGE * size, 1e-8)
+
+
+class Digest:
+    """SHA-256 of an array's raw bytes in C order and little endian, block by block."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, block: np.ndarray) -> None:
+        """The next steps."""
+        little = block.astype(block.dtype.newbyteorder("<"), copy=False)
+        self._hash.update(np.ascontiguousarray(little).tobytes())
+
+    def hex(self) -> str:
+        """Of all that was added."""
+        return self._hash.hexdigest()

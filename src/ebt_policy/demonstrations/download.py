@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import shutil
 import time
 import urllib.error
@@ -13,11 +12,10 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from ebt_policy.demonstrations.base import Demonstrations
-from ebt_policy.demonstrations.zarr_buffer import ZarrDemonstrations
+from ebt_policy.demonstrations.base import Digest
+from ebt_policy.demonstrations.zarr_buffer import ACTION, ZarrDemonstrations
 from ebt_policy.errors import UserError
 
 _BLOCK = 1 << 16
@@ -49,22 +47,6 @@ PUBLISHED: dict[str, Published] = {
         },
     )
 }
-
-
-def array_sha256(array: np.ndarray) -> str:
-    """SHA-256 of an array's raw bytes, in C order and little endian."""
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return hashlib.sha256(np.ascontiguousarray(little).tobytes()).hexdigest()
-
-
-def fingerprint(demonstrations: Demonstrations, keys: list[str]) -> dict[str, str]:
-    """Hashes that name a data set whatever its path: actions, episode ends and ``keys``."""
-    steps = demonstrations.steps
-    hashes = {
-        "action": array_sha256(demonstrations.read_actions(0, steps)),
-        "episode_ends": array_sha256(demonstrations.episode_ends),
-    }
-    return hashes | {key: array_sha256(demonstrations.read(key, 0, steps)) for key in keys}
 
 
 def fetch(
@@ -192,10 +174,14 @@ def _unpack(archive: Path, folder: str, target: Path) -> None:
 
 def _verify(store: Path, published: Published) -> None:
     demonstrations = ZarrDemonstrations(store)
-    keys = [key for key in published.sha256 if key not in ("action", "episode_ends")]
-    found = fingerprint(demonstrations, keys)
     for array, expected in published.sha256.items():
-        if found[array] != expected:
+        digest = Digest()
+        if array == "episode_ends":
+            digest.add(demonstrations.episode_ends)
+        else:
+            for _, block in demonstrations.blocks(None if array == ACTION else array):
+                digest.add(block)
+        if digest.hex() != expected:
             raise UserError(
-                f"{store}: {array} has SHA-256 {found[array]}, the published data has {expected}"
+                f"{store}: {array} has SHA-256 {digest.hex()}, the published data has {expected}"
             )

@@ -10,8 +10,6 @@ from tqdm import tqdm
 from ebt_policy.demonstrations.base import Demonstrations, constant_dimensions, episode_of_step
 from ebt_policy.demonstrations.zarr_buffer import ZarrDemonstrations
 
-_READ_STEPS = 512
-
 
 @dataclass
 class KeySummary:
@@ -103,13 +101,7 @@ def _summarise(demonstrations: Demonstrations, name: str, bar: tqdm) -> KeySumma
             summary.low, summary.high = np.full(size, np.nan), np.full(size, np.nan)
             return summary
     nonfinite, first_bad = 0, -1
-    for start in range(0, demonstrations.steps, _READ_STEPS):
-        stop = min(start + _READ_STEPS, demonstrations.steps)
-        part = (
-            demonstrations.read_actions(start, stop)
-            if is_action
-            else demonstrations.read(name, start, stop)
-        )
+    for start, part in demonstrations.blocks(None if is_action else name):
         flat = part.reshape(len(part), -1)
         if flat.dtype.kind == "f":
             bad = ~np.isfinite(flat)
@@ -123,7 +115,7 @@ def _summarise(demonstrations: Demonstrations, name: str, bar: tqdm) -> KeySumma
         else:
             low[:] = np.minimum(low, flat.min(0))
             high[:] = np.maximum(high, flat.max(0))
-        bar.update(stop - start)
+        bar.update(len(part))
     if nonfinite:
         episode, step = episode_of_step(demonstrations.episode_ends, first_bad)
         summary.problems.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,11 @@ from ebt_policy.descent import Trace
 from ebt_policy.energy.model import EnergyModel
 from ebt_policy.energy.transformer import Memory, Network
 from ebt_policy.errors import UserError
-from ebt_policy.shapes import Float
+from ebt_policy.shapes import Float, Int
 from ebt_policy.windows.batch import Batch
 from ebt_policy.windows.normaliser import Normaliser
+
+_FIT_STEPS = 2**16  # looked at at once
 
 
 @dataclass
@@ -123,13 +126,27 @@ class Policy(nn.Module):
         self,
         streams: Mapping[str, Float[np.ndarray, "n ..."]],
         actions: Float[np.ndarray, "n a"],
+        steps: Int[np.ndarray, k],
         source: str,
     ) -> None:
-        """Take the ranges of every stream and of the actions from all training steps."""
+        """Take the ranges of every stream and of the actions from all training steps.
+
+        Args:
+            streams: all steps, in the units of the demonstrations.
+            actions: likewise.
+            steps: which of them to look at.
+            source: where they are from, for messages.
+
+        Raises:
+            UserError: a value is NaN or infinite.
+        """
+        parts = np.array_split(steps, math.ceil(len(steps) / _FIT_STEPS))
         for name, normaliser in self._named_normalisers():
-            values = self._features(name, torch.from_numpy(np.asarray(streams[name], np.float32)))
-            normaliser.fit(values.numpy(), f"{source}: observation {name!r}")
-        self.action_normaliser.fit(np.asarray(actions, np.float32), f"{source}: actions")
+            values = (torch.from_numpy(streams[name][part].astype(np.float32)) for part in parts)
+            features = (self._features(name, part).numpy() for part in values)
+            normaliser.fit(features, f"{source}: observation {name!r}")
+        chunks = (actions[part].astype(np.float32) for part in parts)
+        self.action_normaliser.fit(chunks, f"{source}: actions")
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         """Training loss: mean of the objective's squared errors, 0 where an action is padding.

@@ -10,6 +10,7 @@ from typing import Any
 from ebt_policy.errors import UserError
 
 TRAINING_FILE, METRICS_FILE, SUMMARY_FILE = "training.json", "metrics.jsonl", "summary.json"
+ARRAYS_FOLDER = "arrays"
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
 A run is a folder: ``config.json`` and ``model.safetensors`` (the policy, with EMA weights),
 ``training.json`` (the settings), ``metrics.jsonl`` and ``tensorboard/`` (the curves),
-``checkpoints/`` (to resume) and, when it has ended, ``summary.json``.
+``checkpoints/`` (to resume) and, when it has ended, ``summary.json``. While it is trained it also
+holds ``arrays/``, the data as it is read.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from tqdm import tqdm
 
 from ebt_policy.config import PolicyConfig, TrainingConfig, from_json, to_json
 from ebt_policy.demonstrations import Demonstrations
-from ebt_policy.demonstrations.download import fingerprint
 from ebt_policy.errors import UserError
 from ebt_policy.policies import make_policy
 from ebt_policy.policies.base import Policy
@@ -43,8 +43,15 @@ from ebt_policy.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from ebt_policy.training.files import METRICS_FILE, SUMMARY_FILE, TRAINING_FILE, parse_record
-from ebt_policy.windows.windows import BatchOrder, Windows, load_arrays, split_episodes
+from ebt_policy.training.files import (
+    ARRAYS_FOLDER,
+    METRICS_FILE,
+    SUMMARY_FILE,
+    TRAINING_FILE,
+    parse_record,
+)
+from ebt_policy.windows.arrays import map_arrays, store_arrays
+from ebt_policy.windows.windows import BatchOrder, Windows, split_episodes
 
 _LOG_STEPS = 50
 _BAR = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
@@ -110,7 +117,7 @@ def check_compiler(device: torch.device, asked_by: str) -> None:
 
 
 class Trainer:
-    """A run, ready to take its steps; nothing is written before :meth:`train`.
+    """A run, ready to take its steps; before :meth:`train` only ``arrays/`` is written.
 
     Args:
         demonstrations, policy_config, config, run, resume: see :func:`train`.
@@ -145,29 +152,30 @@ class Trainer:
             raise UserError(
                 f"training.batch_size = {config.batch_size} cannot be shared by {world} processes"
             )
+        if config.compile:
+            check_compiler(self.device, "training.compile = true")
         torch.manual_seed(config.seed)
         policy = make_policy(policy_config)
-        observations, actions = load_arrays(demonstrations, policy_config.streams)
+        with self.accelerator.main_process_first():
+            if self.accelerator.is_main_process:
+                store_arrays(demonstrations, policy_config.streams, run / ARRAYS_FOLDER)
+            arrays = map_arrays(run / ARRAYS_FOLDER)
         self.data: dict[str, Any] = {
             "name": demonstrations.path.name,
             "episodes": demonstrations.episodes,
             "steps": demonstrations.steps,
-            "sha256": fingerprint(demonstrations, sorted(policy_config.streams)),
+            "sha256": arrays.sha256,
         }
         training, validation = split_episodes(
             demonstrations.episodes, config.validation_share, config.seed
         )
         ends, windows = demonstrations.episode_ends, policy_config.windows
-        self.windows = Windows(observations, actions, ends, training, windows)
-        self.validation = (
-            Windows(observations, actions, ends, validation, windows) if len(validation) else None
-        )
-        seen = self.windows.steps.numpy()
+        self.windows = Windows(arrays, ends, training, windows)
+        self.validation = Windows(arrays, ends, validation, windows) if len(validation) else None
         policy.fit_normalisers(
-            {name: values[seen] for name, values in observations.items()},
-            actions[seen],
+            arrays.observations, arrays.actions, self.windows.steps.numpy(),
             str(demonstrations.path),
-        )
+        )  # fmt: skip
         still = (policy.action_normaliser.moves == 0).nonzero().flatten().tolist()
         if still and self.accelerator.is_main_process:
             print(f"constant action dimensions, kept at their value: {still}")
@@ -180,7 +188,6 @@ class Trainer:
         )  # fmt: skip
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
         if config.compile:
-            check_compiler(self.device, "training.compile = true")
             self.model = torch.compile(self.model)
         self._compiled = not config.compile
         # Each process draws its own noise.
@@ -271,6 +278,7 @@ class Trainer:
         self._checkpoint()
         if main:
             self._finish()
+            shutil.rmtree(self.run / ARRAYS_FOLDER)
         self.accelerator.end_training()
         return self.ema
 

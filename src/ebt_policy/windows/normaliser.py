@@ -8,6 +8,8 @@ way back it is the constant again, whatever the policy says.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -33,19 +35,24 @@ class Normaliser(nn.Module):
         self.half_range: Tensor
         self.moves: Tensor
 
-    def fit(self, values: Float[np.ndarray, "n d"], source: str) -> None:
-        """Take the range from ``values``.
+    def fit(self, blocks: Iterable[Float[np.ndarray, "_ d"]], source: str) -> None:
+        """Take the range from all values of some blocks.
 
         Raises:
             UserError: a value is NaN or infinite; ``source`` says where it came from.
         """
-        if not np.isfinite(values).all():
-            row, dimension = np.argwhere(~np.isfinite(values))[0]
-            raise UserError(
-                f"{source}: step {row}, dimension {dimension} is {values[row, dimension]}; "
-                "every value must be finite"
-            )
-        low, high = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
+        lows, highs, first = [], [], 0
+        for values in blocks:
+            if not np.isfinite(values).all():
+                row, dimension = np.argwhere(~np.isfinite(values))[0]
+                raise UserError(
+                    f"{source}: step {first + row}, dimension {dimension} is "
+                    f"{values[row, dimension]}; every value must be finite"
+                )
+            lows.append(values.min(0))
+            highs.append(values.max(0))
+            first += len(values)
+        low, high = np.min(lows, 0).astype(np.float64), np.max(highs, 0).astype(np.float64)
         still = constant_dimensions(low, high)
         half = np.where(still, 1.0, (high - low) / 2)
         self.centre.copy_(torch.from_numpy((low + high) / 2))

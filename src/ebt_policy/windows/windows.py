@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ebt_policy.config import StreamConfig, WindowConfig
 from ebt_policy.demonstrations import Demonstrations
-from ebt_policy.demonstrations.base import episode_of_step
 from ebt_policy.demonstrations.zarr_buffer import PUSHT_KEYS
 from ebt_policy.errors import UserError
+from ebt_policy.windows.arrays import Arrays
 from ebt_policy.windows.batch import Batch
 
 
@@ -32,13 +30,12 @@ def split_episodes(
 
 
 class Windows:
-    """Every window of some episodes, gathered from memory a whole batch at a time.
+    """Every window of some episodes, gathered a whole batch at a time.
 
     There is one window for each step of an episode; the step is the window's "now".
 
     Args:
-        observations: per stream (steps, *shape), all episodes.
-        actions: (steps, A), all episodes.
+        arrays: all steps of all episodes.
         episode_ends: exclusive ends.
         episodes: which episodes to draw windows from.
         config: To, T and Ta.
@@ -46,15 +43,14 @@ class Windows:
 
     def __init__(
         self,
-        observations: Mapping[str, np.ndarray],
-        actions: np.ndarray,
+        arrays: Arrays,
         episode_ends: np.ndarray,
         episodes: np.ndarray,
         config: WindowConfig,
     ) -> None:
         self.config = config
-        self.observations = {n: torch.from_numpy(v) for n, v in observations.items()}
-        self.actions = torch.from_numpy(actions)
+        self.observations = {n: torch.from_numpy(v) for n, v in arrays.observations.items()}
+        self.actions = torch.from_numpy(arrays.actions)
         starts = np.concatenate([[0], episode_ends[:-1]])
         steps = [np.arange(starts[e], episode_ends[e]) for e in episodes]
         self.steps = torch.from_numpy(np.concatenate(steps))
@@ -107,37 +103,6 @@ class BatchOrder:
             order = np.random.default_rng([self.seed, 2, epoch]).permutation(self.windows)
             self._epoch, self._order = epoch, torch.from_numpy(order)
         return self._order[place * self.batch_size : (place + 1) * self.batch_size]
-
-
-def load_arrays(
-    demonstrations: Demonstrations, streams: Mapping[str, StreamConfig]
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Read the streams a policy uses, and the actions, as float32; nothing else is read.
-
-    Raises:
-        UserError: a key is missing, has another shape, or holds NaN or infinity.
-    """
-    observations = {}
-    for name, stream in streams.items():
-        info = demonstrations.require(name)
-        if info.shape != stream.shape:
-            raise UserError(
-                f"{demonstrations.path}: observation {name!r} has shape {info.shape} per step, "
-                f"the policy expects {stream.shape}"
-            )
-        observations[name] = demonstrations.read(name, 0, demonstrations.steps).astype(np.float32)
-    actions = demonstrations.read_actions(0, demonstrations.steps).astype(np.float32)
-    for name, values in [("actions", actions), *observations.items()]:
-        bad = ~np.isfinite(values.reshape(len(values), -1))
-        if bad.any():
-            step, element = np.argwhere(bad)[0]
-            episode, within = episode_of_step(demonstrations.episode_ends, int(step))
-            value = values.reshape(len(values), -1)[step, element]
-            raise UserError(
-                f"{demonstrations.path}: {name} is {value} in episode {episode}, step {within}, "
-                f"element {element}; remove or repair this episode (ebt-policy data info shows all)"
-            )
-    return observations, actions
 
 
 PUSHT_STATE = StreamConfig((5,), angles=(4,))

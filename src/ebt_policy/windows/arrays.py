@@ -1,0 +1,151 @@
+"""What is learned from, step by step, as float32: in memory, or in files mapped into it.
+
+Mapped files are read by the pages that a batch touches, and the system drops pages when memory is
+short: a data set may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ebt_policy.config import StreamConfig
+from ebt_policy.demonstrations import Demonstrations
+from ebt_policy.demonstrations.base import Digest, episode_of_step
+from ebt_policy.errors import UserError
+from ebt_policy.shapes import Float
+
+_INDEX, _ACTIONS, _STREAM = "arrays.json", "actions.f32", "stream-{}.f32"
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """All steps of some demonstrations.
+
+    Attributes:
+        observations: per stream (steps, *shape).
+        actions: (steps, A).
+        sha256: of the raw arrays they were read from and of the episodes' ends, by name.
+    """
+
+    observations: dict[str, Float[np.ndarray, "n ..."]]
+    actions: Float[np.ndarray, "n a"]
+    sha256: dict[str, str]
+
+
+def load_arrays(demonstrations: Demonstrations, streams: Mapping[str, StreamConfig]) -> Arrays:
+    """Read the streams a policy uses, and the actions, into memory; nothing else is read.
+
+    Raises:
+        UserError: a key is missing, has another shape, or holds NaN or infinity.
+    """
+    _check_streams(demonstrations, streams)
+    steps, hashes = demonstrations.steps, _own_hashes(demonstrations)
+    actions = np.empty((steps, *demonstrations.actions.shape), np.float32)
+    hashes["action"] = _read(demonstrations, None, actions)
+    observations = {}
+    for name, stream in streams.items():
+        observations[name] = np.empty((steps, *stream.shape), np.float32)
+        hashes[name] = _read(demonstrations, name, observations[name])
+    return Arrays(observations, actions, hashes)
+
+
+def store_arrays(
+    demonstrations: Demonstrations, streams: Mapping[str, StreamConfig], folder: Path
+) -> None:
+    """Read the same into files of a folder, a block at a time, for :func:`map_arrays`.
+
+    What the folder held before is unlinked first: processes that have it mapped go on reading it.
+
+    Raises:
+        UserError: as :func:`load_arrays`; or the files cannot be written.
+    """
+    _check_streams(demonstrations, streams)
+    steps, hashes = demonstrations.steps, _own_hashes(demonstrations)
+    index: dict[str, Any] = {
+        "sha256": hashes,
+        "actions": (steps, *demonstrations.actions.shape),
+        "observations": {name: (steps, *stream.shape) for name, stream in streams.items()},
+    }
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        with (folder / _ACTIONS).open("wb") as file:
+            hashes["action"] = _read(demonstrations, None, file)
+        for number, name in enumerate(streams):
+            with (folder / _STREAM.format(number)).open("wb") as file:
+                hashes[name] = _read(demonstrations, name, file)
+        (folder / _INDEX).write_text(json.dumps(index))
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the data's arrays cannot be written ({error.strerror or error}); free some "
+            "space, or put the run elsewhere"
+        ) from error
+
+
+def map_arrays(folder: Path) -> Arrays:
+    """Map what :func:`store_arrays` wrote; any number of processes may.
+
+    They can be written to without changing the files.
+    """
+    index = json.loads((folder / _INDEX).read_text())
+
+    def mapped(file: str, shape: list[int]) -> np.ndarray:
+        return np.memmap(folder / file, np.float32, "c", shape=tuple(shape))
+
+    observations = {
+        name: mapped(_STREAM.format(number), shape)
+        for number, (name, shape) in enumerate(index["observations"].items())
+    }
+    return Arrays(observations, mapped(_ACTIONS, index["actions"]), index["sha256"])
+
+
+def _own_hashes(demonstrations: Demonstrations) -> dict[str, str]:
+    digest = Digest()
+    digest.add(demonstrations.episode_ends)
+    return {"episode_ends": digest.hex()}
+
+
+def _check_streams(demonstrations: Demonstrations, streams: Mapping[str, StreamConfig]) -> None:
+    """Check that the data have what a policy observes.
+
+    Raises:
+        UserError: a key is missing or has another shape.
+    """
+    for name, stream in streams.items():
+        info = demonstrations.require(name)
+        if info.shape != stream.shape:
+            raise UserError(
+                f"{demonstrations.path}: observation {name!r} has shape {info.shape} per step, "
+                f"the policy expects {stream.shape}"
+            )
+
+
+def _read(demonstrations: Demonstrations, key: str | None, into: np.ndarray | BinaryIO) -> str:
+    """Read an observation key, or the actions, as float32; the hash of what was read."""
+    digest = Digest()
+    for start, raw in demonstrations.blocks(key):
+        digest.add(raw)
+        values = raw.astype(np.float32)
+        bad = ~np.isfinite(values.reshape(len(values), -1))
+        if bad.any():
+            step, element = np.argwhere(bad)[0]
+            episode, within = episode_of_step(demonstrations.episode_ends, start + int(step))
+            value = values.reshape(len(values), -1)[step, element]
+            raise UserError(
+                f"{demonstrations.path}: {key or 'actions'} is {value} in episode {episode}, step "
+                f"{within}, element {element}; remove or repair this episode "
+                "(ebt-policy data info shows all)"
+            )
+        if isinstance(into, np.ndarray):
+            into[start : start + len(values)] = values
+        else:
+            into.write(np.ascontiguousarray(values).data)
+    return digest.hex()
