@@ -7,15 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conftest import NETWORK, policy
 from ebt_policy import save_policy
+from ebt_policy.cli.main import main
 from ebt_policy.config import DescentConfig, PolicyConfig, StreamConfig, TrainingConfig
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import write_robomimic
 from ebt_policy.errors import UserError
-from ebt_policy.evaluation.results import read_results, store_result
+from ebt_policy.evaluation.results import merge_results, read_results, store_result
 from ebt_policy.evaluation.rollout import Rollout, evaluate
 from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
 from ebt_policy.policies import POLICIES
@@ -24,7 +26,9 @@ from ebt_policy.report.html import write_report
 from ebt_policy.training.trainer import train
 
 TASK = "gym:toy_gym:PointReach-v0"
-MEASURED = {"latency_ms", "evaluation_seconds", "workers"}
+MEASURED = {
+    "latency_ms", "evaluation_seconds", "policy_seconds", "simulation_seconds", "workers",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,41 @@ def test_result_does_not_depend_on_the_number_of_workers(runs: dict[str, Path]) 
     two = evaluate(rollout, 23, 500, workers=2, progress=False)
     assert without_timing(one) == without_timing(two)
     assert [record["seed"] for record in one["records"]] == list(range(500, 523))
+    for result in (one, two):
+        spent = result["policy_seconds"] + result["simulation_seconds"]
+        assert 0 < spent < result["workers"] * result["evaluation_seconds"]
+
+
+def test_parts_of_an_evaluation_merge_into_the_whole(runs: dict[str, Path], tmp_path: Path) -> None:
+    def evaluated(count: int, seed: int, task: str = TASK) -> Path:
+        path = tmp_path / f"{seed}-{count}.json"
+        result = evaluate(Rollout(str(runs["ebt"]), task), count, seed, progress=False)
+        store_result(result, tmp_path / "nowhere", path)
+        return path
+
+    whole, late, early = evaluated(7, 500), evaluated(4, 503), evaluated(3, 500)
+    out = tmp_path / "all.json"
+    assert main(["merge", str(late), str(early), "--out", str(out)]) == 0
+    expected, found = json.loads(whole.read_text()), json.loads(out.read_text())
+    for record in [*expected["records"], *found["records"]]:
+        record["energy"] = np.round(record["energy"], 3).tolist()  # batches differ by rounding
+    for key in ("records", "success_ci95", "score_mean", "descent_steps_mean", "seeds", "training"):
+        assert found[key] == expected[key], key
+    assert found["policy_seconds"] == pytest.approx(
+        sum(json.loads(p.read_text())["policy_seconds"] for p in (late, early)), abs=0.011
+    )
+    assert [moment["step"] for moment in found["moments"]]
+    with pytest.raises(UserError, match="start 503 is in two of"):
+        merge_results([late, whole])
+    other = json.loads(early.read_text())
+    early.write_text(json.dumps(other | {"settings": {}}))
+    with pytest.raises(UserError, match="its settings is"):
+        merge_results([late, early])
+    early.write_text("{}")
+    with pytest.raises(UserError, match="not a result of ebt-policy eval"):
+        merge_results([late, early])
+    with pytest.raises(UserError, match=r"gone\.json: cannot be read"):
+        merge_results([tmp_path / "gone.json"])
 
 
 def test_result_has_the_fields_that_others_rely_on(runs: dict[str, Path], tmp_path: Path) -> None:

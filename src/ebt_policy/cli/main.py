@@ -171,6 +171,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="any other setting of acting, e.g. descent.tolerance=0.01",
     )  # fmt: skip
 
+    merge = _command(
+        commands, "merge", _merge, "join evaluations of one policy on different starts",
+        "ebt-policy merge machine-1.json machine-2.json --out all.json",
+    )  # fmt: skip
+    merge.add_argument("parts", metavar="FILE", nargs="+", help="results of ebt-policy eval --json")
+    merge.add_argument("--out", metavar="FILE", required=True, help="JSON file to write")
+
     export = _command(
         commands, "export", _export, "a trained policy as one ONNX file",
         "ebt-policy export runs/ebt --out policy.onnx",
@@ -432,6 +439,19 @@ def _eval(options: argparse.Namespace) -> None:
     )
     result = evaluate(rollout, options.episodes, options.seed, options.workers)
     store_result(result, Path(options.run), Path(options.json) if options.json else None)
+    _print_result(result)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from ebt_policy.evaluation.results import merge_results, to_text
+    from ebt_policy.policies.files import replace_file
+
+    result = merge_results([Path(part) for part in options.parts])
+    replace_file(Path(options.out), to_text(result).encode())
+    _print_result(result)
+
+
+def _print_result(result: dict[str, Any]) -> None:
     low, high = result["success_ci95"]
     latency = result["latency_ms"]
     print(

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ebt_policy.errors import UserError
+from ebt_policy.evaluation.rollout import of_records
 from ebt_policy.policies.files import replace_file
+from ebt_policy.tasks import make_task
 from ebt_policy.training.files import read_summary
 
 RESULTS_FOLDER = "results"
@@ -59,10 +61,59 @@ def read_results(run: Path) -> list[dict[str, Any]]:
     paths = sorted((run / RESULTS_FOLDER).glob("*.json"))
     if not paths:
         raise UserError(f"{run}: has no results; evaluate it first: ebt-policy eval {run} --task …")
-    results = []
-    for path in paths:
-        try:
-            results.append(json.loads(path.read_text()))
-        except ValueError as error:
-            raise UserError(f"{path}: not valid JSON ({error})") from error
-    return results
+    return [read_result(path) for path in paths]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """One result.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    return result
+
+
+_SAME = ("task", "policy", "sampler", "settings", "parameters", "training", "commit")
+
+
+def merge_results(paths: list[Path]) -> dict[str, Any]:
+    """Join evaluations of one policy on different starts, as several machines make them.
+
+    The episodes are counted anew; latency, hardware and the report's moments are those of the part
+    with the first starts, and times are added up.
+
+    Raises:
+        UserError: a file is no result, the parts differ in more than their starts, or two of them
+            hold the same start.
+    """
+    parts = {path: read_result(path) for path in paths}
+    for path, part in parts.items():
+        if not isinstance(part, dict) or not {"records", "seeds", *_SAME} <= part.keys():
+            raise UserError(f"{path}: not a result of ebt-policy eval")
+    paths = sorted(paths, key=lambda path: parts[path]["seeds"][0])
+    first = parts[paths[0]]
+    for path in paths[1:]:
+        for key in _SAME:
+            if parts[path][key] != first[key]:
+                raise UserError(
+                    f"{path}: its {key} is {parts[path][key]}, that of {paths[0]} is {first[key]}; "
+                    "only evaluations of one policy, acting in one way, can be joined"
+                )
+    records = [record for path in paths for record in parts[path]["records"]]
+    seeds = [record["seed"] for record in records]
+    if len(set(seeds)) < len(seeds):
+        twice = min(seed for seed in seeds if seeds.count(seed) > 1)
+        raise UserError(f"start {twice} is in two of {', '.join(map(str, paths))}")
+    records.sort(key=lambda record: record["seed"])
+    sums = ("evaluation_seconds", "policy_seconds", "simulation_seconds", "workers")
+    return (
+        first
+        | of_records(records, make_task(first["task"]))
+        | {key: round(sum(part[key] for part in parts.values()), 2) for key in sums}
+    )

@@ -83,6 +83,22 @@ class Rollout:
         return policy if self.acting is None else policy.with_sampling(self.acting)
 
 
+@dataclass
+class _Group:
+    """What one group of episodes gave.
+
+    Attributes:
+        records: of its episodes.
+        windows: the first episode's observation windows, one per chunk.
+        policy_seconds, simulation_seconds: spent in the policy, and in the environments.
+    """
+
+    records: list[EpisodeRecord]
+    windows: list[dict[str, np.ndarray]] = field(default_factory=list)
+    policy_seconds: float = 0.0
+    simulation_seconds: float = 0.0
+
+
 class _Worker:
     """A process's policy, task and environments, kept from one group to the next."""
 
@@ -93,8 +109,8 @@ class _Worker:
         check_fit(self.policy, self.task)
         self.environments: list[Environment] = []
 
-    def group(self, seeds: list[int]) -> tuple[list[EpisodeRecord], list[dict[str, np.ndarray]]]:
-        """Run one group; also the first episode's observation windows, one per chunk."""
+    def group(self, seeds: list[int]) -> _Group:
+        """Run one group of episodes."""
         while len(self.environments) < len(seeds):
             self.environments.append(self.task.make())
         video = None
@@ -103,10 +119,13 @@ class _Worker:
             film = seeds.index(self.rollout.film_seed)
         policy, windows = self.policy, self.policy.config.windows
         records = [EpisodeRecord(seed) for seed in seeds]
+        group = _Group(records)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         seen: list[deque] = []
         for environment, seed in zip(self.environments, seeds, strict=False):
+            began = time.perf_counter()
             first = environment.reset(seed)
+            group.simulation_seconds += time.perf_counter() - began
             try:
                 policy.check_observation(first)
             except UserError as error:
@@ -114,19 +133,21 @@ class _Worker:
             seen.append(deque([first] * windows.observation_steps, windows.observation_steps))
         previous = np.zeros((len(seeds), windows.horizon, policy.config.action_dim), np.float32)
         has_previous = False
-        going, kept = list(range(len(seeds))), []
+        going = list(range(len(seeds)))
         while going:
             observations = {
                 name: np.stack([np.stack([step[name] for step in seen[i]]) for i in going])
                 for name in policy.stream_names
             }
             if going[0] == 0:
-                kept.append({name: values[0] for name, values in observations.items()})
+                group.windows.append({name: values[0] for name, values in observations.items()})
+            began = time.perf_counter()
             prediction = policy.predict_chunk(
                 observations,
                 [generators[i] for i in going],
                 previous[going] if has_previous else None,
             )
+            group.policy_seconds += time.perf_counter() - began
             previous[going], has_previous = prediction.plan, True
             ended = set()
             for row, i in enumerate(going):
@@ -138,7 +159,9 @@ class _Worker:
                 for action in prediction.actions[row]:
                     if video is not None and i == film:
                         video.frame(self.environments[i], record.steps)
+                    began = time.perf_counter()
                     outcome = self.environments[i].step(action)
+                    group.simulation_seconds += time.perf_counter() - began
                     seen[i].append(outcome.observation)
                     record.steps += 1
                     record.score = max(record.score, outcome.score)
@@ -154,7 +177,7 @@ class _Worker:
         if video is not None:
             video.frame(self.environments[film], 0)
             video.close()
-        return records, kept
+        return group
 
     def close(self) -> None:
         """Close the environments."""
@@ -170,7 +193,7 @@ def _start_worker(rollout: Rollout) -> None:
     _worker = _Worker(rollout)
 
 
-def _run_group(seeds: list[int]) -> tuple[list[EpisodeRecord], list[dict[str, np.ndarray]]]:
+def _run_group(seeds: list[int]) -> _Group:
     assert _worker is not None
     return _worker.group(seeds)
 
@@ -215,20 +238,18 @@ def evaluate(
     groups = [part.tolist() for part in np.array_split(seeds, count) if len(part)]
     policy, task = rollout.policy(), make_task(rollout.task)
     check_fit(policy, task)
-    records: list[EpisodeRecord] = []
-    windows: list[dict[str, np.ndarray]] = []
+    done: list[_Group] = []
     began = time.perf_counter()
     title = f"{rollout.task} {policy.config.policy}"
     with tqdm(total=episodes, desc=title, unit="ep", disable=not progress) as bar:
 
-        def collect(done: tuple[list[EpisodeRecord], list[dict[str, np.ndarray]]]) -> None:
-            records.extend(done[0])
-            if done[0][0].seed == seed:
-                windows.extend(done[1])
+        def collect(group: _Group) -> None:
+            done.append(group)
+            records = [record for group in done for record in group.records]
             success = np.mean([record.success for record in records])
             score = np.mean([record.score for record in records])
             bar.set_postfix_str(f"success {success:.2f}, score {score:.3f}", refresh=False)
-            bar.update(len(done[0]))
+            bar.update(len(group.records))
 
         threads = torch.get_num_threads()
         if workers == 1 or len(groups) == 1:
@@ -250,13 +271,20 @@ def evaluate(
                         "simulator crashed); try --workers 1 to see its own message"
                     ) from error
         seconds = time.perf_counter() - began
+        done.sort(key=lambda group: group.records[0].seed)
+        records = [record for group in done for record in group.records]
+        windows = done[0].windows
         torch.set_num_threads(1)
         latency = measure_latency(policy, windows)
         torch.set_num_threads(threads)
-    records.sort(key=lambda record: record.seed)
-    result = summarise(policy, rollout, records, latency, seconds, min(workers, len(groups)))
-    if task.summarise is not None:
-        result |= task.summarise([record.facts for record in records])
+    result = {
+        **_of_policy(policy, rollout), **of_records([dataclasses.asdict(r) for r in records], task),
+        "latency_ms": latency,
+        "evaluation_seconds": round(seconds, 2),
+        "policy_seconds": round(sum(group.policy_seconds for group in done), 2),
+        "simulation_seconds": round(sum(group.simulation_seconds for group in done), 2),
+        "workers": min(workers, len(groups)), **provenance(),
+    }  # fmt: skip
     return {**result, "moments": _moments(windows, policy)}
 
 
@@ -287,16 +315,8 @@ def _moments(windows: list[dict[str, np.ndarray]], policy: Policy) -> list[dict[
     ]
 
 
-def summarise(
-    policy: Policy,
-    rollout: Rollout,
-    records: list[EpisodeRecord],
-    latency: dict[str, float],
-    seconds: float,
-    workers: int,
-) -> dict[str, Any]:
-    """The JSON object of ``eval``."""
-    successes, scores = sum(r.success for r in records), [r.score for r in records]
+def _of_policy(policy: Policy, rollout: Rollout) -> dict[str, Any]:
+    """What the result says of the policy and how it acted."""
     config = policy.config
     is_energy = config.policy == "ebt"
     settings: dict[str, Any] = {}
@@ -307,20 +327,32 @@ def summarise(
     return {
         "task": rollout.task,
         "policy": config.policy,
+        "sampler": policy.sampler,
+        "starts": config.descent.starts if is_energy else 1,
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "settings": settings,
+    }
+
+
+def of_records(records: list[dict[str, Any]], task: Task) -> dict[str, Any]:
+    """What the result says of its episodes.
+
+    Args:
+        records: :class:`EpisodeRecord` as dictionaries, at least one.
+        task: where they were run.
+    """
+    successes = sum(record["success"] for record in records)
+    scores = [record["score"] for record in records]
+    steps = [taken for record in records for taken in record["descent_steps"]]
+    of_task = task.summarise([r["facts"] for r in records]) if task.summarise else {}
+    return {
         "episodes": len(records),
         "success_rate": successes / len(records),
         "success_ci95": list(wilson(successes, len(records))),
         "score_mean": float(np.mean(scores)),
         "score_ci95": list(bootstrap_mean(scores)),
-        "latency_ms": latency,
-        "descent_steps_mean": float(np.mean([s for r in records for s in r.descent_steps])),
-        "starts": config.descent.starts if is_energy else 1,
-        "sampler": policy.sampler,
-        "seeds": [record.seed for record in records],
-        "parameters": sum(p.numel() for p in policy.parameters()),
-        "settings": settings,
-        "evaluation_seconds": round(seconds, 2),
-        "workers": workers,
-        **provenance(),
-        "records": [dataclasses.asdict(record) for record in records],
+        "descent_steps_mean": float(np.mean(steps)),
+        **of_task,
+        "seeds": [record["seed"] for record in records],
+        "records": records,
     }

@@ -73,6 +73,7 @@ def store_arrays(
         "actions": (steps, *demonstrations.actions.shape),
         "observations": {name: (steps, *stream.shape) for name, stream in streams.items()},
     }
+    newest = folder if folder.parent.exists() else folder.parent
     try:
         if folder.exists():
             shutil.rmtree(folder)
@@ -83,11 +84,14 @@ def store_arrays(
             with (folder / _STREAM.format(number)).open("wb") as file:
                 hashes[name] = _read(demonstrations, name, file)
         (folder / _INDEX).write_text(json.dumps(index))
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the data's arrays cannot be written ({error.strerror or error}); free some "
-            "space, or put the run elsewhere"
-        ) from error
+    except BaseException as error:
+        shutil.rmtree(newest, ignore_errors=True)  # what is there is whole
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{folder}: the data's arrays cannot be written ({error.strerror or error}); free "
+                "some space, or put the run elsewhere"
+            ) from error
+        raise
 
 
 def map_arrays(folder: Path) -> Arrays:
