@@ -177,7 +177,7 @@ def test_actions_stay_in_the_demonstrated_range_and_constants_are_kept() -> None
     made = policy(policy="regression")
     values = np.random.default_rng(0).uniform(-2, 3, (50, 2)).astype(np.float32)
     values[:, 1] = 0.25
-    made.action_normaliser.fit(values, "test")
+    made.action_normaliser.fit([values], "test")
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.mul_(10)

@@ -143,11 +143,13 @@ class BasinConfig:
     noise: float = 0.25
     ways: int = 8
     way_width: float = 0.03
+    way_error_share: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.near_share <= 1:
             raise UserError(f"basin.near_share = {self.near_share}: it must lie in (0, 1]")
         _check(self, "noise way_width", above=0)
+        _check(self, "way_error_share", least=0)
         _check(self, "ways", least=1)
 
 

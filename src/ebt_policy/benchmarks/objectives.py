@@ -139,8 +139,14 @@ TASKS = {
         BenchTask("planar/fork", (200,), 60.0, (0, 1, 2), 200, tuple(METHODS)),
         BenchTask("pusht", (), 600.0, (0, 1, 2), 200, tuple(METHODS)),
         *(
-            BenchTask(f"metaworld/{name}", (5, 10, 20, 50), 60.0, (0,), 50, _CURVE_METHODS)
-            for name in ("assembly", "drawer-open", "pick-place", "push", "shelf-place")
+            BenchTask(f"metaworld/{name}", (5, 10, 20, 50), budget, (0,), 50, _CURVE_METHODS)
+            for name, budget in (
+                ("assembly", 60.0),
+                ("drawer-open", 60.0),
+                ("pick-place", 60.0),
+                ("push", 60.0),
+                ("shelf-place", 300.0),  # after 60 s no method had learned it
+            )
         ),
     )
 }

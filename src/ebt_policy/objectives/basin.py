@@ -8,11 +8,17 @@ E(o, x):
       + || x - dE(o, x)/dx - a ||^2,      x = a + s n,      s ~ U(0, noise)               (near)
 
 Far: r is the responsibility of way k for the demonstration under pi_k exp(-e_k^2 / 2 width^2) with
-e_k the root mean square error of way k. A way that is hardly ever responsible under an observation
-is dead there: it is not taken, and a small weight draws it towards every demonstration until it
-fits some; living ways are drawn to theirs alone. (Relaxed winner-takes-all, Rupprecht et al. 2017,
-arXiv 1612.00197, draws all of them, and so a rare way towards the mean of the others.) With one way
-this is plain regression. One forward and one backward pass, for the whole batch.
+e_k the root mean square error of way k and
+
+    width^2 = way_width^2 + way_error_share * mean over the batch of min_k e_k^2.
+
+As long as all ways are wrong they learn together, and what none has learned is not shared out among
+them (they would be the centres of a k-means on the residuals, and acting would draw one of these);
+as they fit, they part. A way that is hardly ever responsible under an observation is dead there: it
+is not taken, and a small weight draws it towards every demonstration until it fits some; living
+ways are drawn to theirs alone. (Relaxed winner-takes-all, Rupprecht et al. 2017, arXiv 1612.00197,
+draws all of them, and so a rare way towards the mean of the others.) With one way this is plain
+regression. One forward and one backward pass, for the whole batch.
 
 Near: n is smooth or white noise, half and half. At the optimum dE/dx = x - E[a | o, x] (Tweedie):
 the landscape is a bowl of curvature one around every demonstrated way, so the step is 1 and nothing
@@ -71,7 +77,9 @@ def far(
     errors = (proposals - actions[:, None]).square()
     frequencies = logits.log_softmax(1)
     with torch.no_grad():
-        fit = -errors.mean((2, 3)) / (2 * config.way_width**2)
+        squared = errors.mean((2, 3))
+        width = config.way_width**2 + config.way_error_share * squared.min(1).values.mean()
+        fit = -squared / (2 * width)
         responsible = (fit + frequencies).softmax(1)
         weights = responsible + _PULL / logits.shape[1] * ~is_alive(logits)
     entropy = -(responsible * frequencies).sum(1)
