@@ -84,6 +84,7 @@ def test_bench_latency_and_floor_write_their_rows(
     import ebt_policy.benchmarks.latency as latency
 
     monkeypatch.setattr(latency, "VARIANTS", VARIANTS[:1] + VARIANTS[-1:])
+    monkeypatch.setattr("ebt_policy.benchmarks.throughput.RATIO_BATCH", 4)
     arguments = ["--preset", "tiny", "--threads", "1", "--json"]
     assert main(["bench", "latency", "--rounds", "2", *arguments, str(tmp_path / "l.json")]) == 0
     rows = json.loads((tmp_path / "l.json").read_text())["rows"]
@@ -96,7 +97,12 @@ def test_bench_latency_and_floor_write_their_rows(
         assert 50 < row["peak_mb"] < 5000
     assert main(["bench", "floor", *arguments, str(tmp_path / "f.json")]) == 0
     floors = json.loads((tmp_path / "f.json").read_text())["rows"]
-    assert [row["multiply_adds"] for row in floors] == [row["multiply_adds"] for row in rows]
+    chunks = [row["multiply_adds"] for row in floors if row["of"] == "chunk"]
+    assert chunks == [row["multiply_adds"] for row in rows]
+    steps = {row["objective"]: row for row in floors if row["of"] == "training step"}
+    assert steps["plain unrolled"]["multiply_adds"] > steps["unrolled"]["multiply_adds"]
+    assert steps["basin"]["multiply_adds"] > steps["regression"]["multiply_adds"]
+    assert all(0 < row["floor_ms"] < 1e4 for row in floors)
     assert "GFLOP/s" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         main(["bench", "latency", "--rounds", "0"])

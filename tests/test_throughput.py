@@ -82,6 +82,7 @@ def test_bench_train_writes_rows_and_ratios(
     for row in rows:
         assert 0 < row["loading_ms"] < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert not row["compiled"]
+        assert 0 < row["floor_ms"] < row["p50_ms"]
     with pytest.raises(SystemExit, match="2"):
         main(["bench", "train", "--batch-sizes", "0"])
     assert main(["bench", "train", "--batch-sizes", "1000000", "--rounds", "1"]) == 2

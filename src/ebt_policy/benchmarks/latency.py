@@ -180,11 +180,11 @@ def measure_latency(
     return {"preset": preset, "rounds": rounds, "rows": rows, **provenance()}
 
 
-def measure_floors(presets: Sequence[str], threads: Sequence[int]) -> dict[str, Any]:
+def measure_floors(presets: Sequence[str], threads: Sequence[int]) -> list[dict[str, Any]]:
     """What a chunk of every variant cannot be faster than, on this machine.
 
     Returns:
-        ``rows``: for each preset, variant and number of threads ``multiply_adds``, ``mbytes``
+        A row for each preset, variant and number of threads ``multiply_adds``, ``mbytes``
         (operands of the products, each once), ``gflops`` (the rate measured for these shapes)
         and ``floor_ms``.
     """
@@ -198,14 +198,14 @@ def measure_floors(presets: Sequence[str], threads: Sequence[int]) -> dict[str, 
                 torch.set_num_threads(number)
                 took, work = floor.milliseconds(counts), multiply_adds(counts)
                 rows.append({
-                    "preset": preset, "policy": variant.policy, "sampler": variant.sampler,
-                    "steps": variant.steps, "starts": variant.starts, "threads": number,
-                    "device": device.type, "multiply_adds": work,
+                    "preset": preset, "of": "chunk", "policy": variant.policy,
+                    "sampler": variant.sampler, "steps": variant.steps, "starts": variant.starts,
+                    "threads": number, "device": device.type, "multiply_adds": work,
                     "mbytes": round(traffic(counts) / 1e6, 2),
                     "gflops": round(2e-6 * work / took, 1), "floor_ms": round(took, 3),
                 })  # fmt: skip
     torch.set_num_threads(before)
-    return {"rows": rows, **provenance()}
+    return rows
 
 
 def _prepare(variant: Variant, preset: str, device: torch.device, compiled: bool) -> Policy:

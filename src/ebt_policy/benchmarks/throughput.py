@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ebt_policy.benchmarks.cost import make_trainers
+from ebt_policy.benchmarks.floor import Floor, Shape, multiply_adds, products, traffic
 from ebt_policy.benchmarks.memory import peak_mb
 from ebt_policy.benchmarks.objectives import METHODS
 from ebt_policy.descent import normalise_rms, step_size
@@ -72,11 +74,12 @@ def measure_training(
         compiled: compile them all but the unrolled ones, as the study of the objectives does.
 
     Returns:
-        ``rows``, with ``loading_ms`` (gathering a batch, a part of the step) and ``peak_mb``
-        (largest resident memory of a process that takes two such steps); and at batch 128
-        ``ratios``, medians over rounds.
+        ``rows``, with ``loading_ms`` (gathering a batch, a part of the step), ``multiply_adds``,
+        ``floor_ms`` (of the matrix products alone) and ``peak_mb`` (largest resident memory of a
+        process that takes two such steps); and at batch 128 ``ratios``, medians over rounds.
     """
     rows, ratios = [], dict[str, float]()
+    floor = Floor(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for batch_size in batch_sizes:
         with tempfile.TemporaryDirectory() as folder:
             trainers = {name: _trainer(name, preset, batch_size, compiled, Path(folder))
@@ -100,6 +103,7 @@ def measure_training(
                         loading[name].append(1e3 * (gathered - began))
                         times[name].append(1e3 * (time.perf_counter() - gathered))
             device = trainers["basin"].device.type
+            counts = {name: _step_products(trainer) for name, trainer in trainers.items()}
             peaks = {name: peak_mb(_two_steps, name, preset, batch_size, compiled, Path(folder))
                      for name in trainers}  # fmt: skip
         if batch_size == RATIO_BATCH:
@@ -115,9 +119,41 @@ def measure_training(
                 "compiled": _compiles(name, compiled),
                 "p50_ms": round(p50, 2), "p95_ms": round(p95, 2), "p99_ms": round(p99, 2),
                 "samples_per_second": round(1e3 * batch_size / p50, 1),
-                "loading_ms": round(float(np.median(loading[name])), 3), "peak_mb": peaks[name],
+                "loading_ms": round(float(np.median(loading[name])), 3),
+                "multiply_adds": multiply_adds(counts[name]),
+                "floor_ms": round(floor.milliseconds(counts[name]), 3), "peak_mb": peaks[name],
             })  # fmt: skip
     return {"preset": preset, "rounds": rounds, "rows": rows, "ratios": ratios, **provenance()}
+
+
+def measure_step_floors(presets: Sequence[str]) -> list[dict[str, Any]]:
+    """What a training step of every method cannot be faster than: batch 128, one thread.
+
+    Returns:
+        A row for each preset and method, as those of ``measure_floors``.
+    """
+    rows, before = [], torch.get_num_threads()
+    for preset in presets:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in tqdm(_SAMPLERS, desc=f"floor of a training step, {preset}"):
+                trainer = _trainer(name, preset, RATIO_BATCH, False, Path(folder))
+                counts = _step_products(trainer)
+                took, work = Floor(trainer.device).milliseconds(counts), multiply_adds(counts)
+                rows.append({
+                    "preset": preset, "of": "training step", "policy": trainer.policy.config.policy,
+                    "sampler": _SAMPLERS[name], "objective": name, "batch_size": RATIO_BATCH,
+                    "threads": 1, "device": trainer.device.type, "multiply_adds": work,
+                    "mbytes": round(traffic(counts) / 1e6, 2),
+                    "gflops": round(2e-6 * work / took, 1), "floor_ms": round(took, 3),
+                })  # fmt: skip
+    torch.set_num_threads(before)
+    return rows
+
+
+def _step_products(trainer: Trainer) -> Counter[Shape]:
+    batch = trainer.windows.gather(trainer.order.indices(trainer.step)).to(trainer.device)
+    torch.manual_seed(0)
+    return products(lambda: trainer.policy(batch).backward())
 
 
 def _compiles(name: str, compiled: bool) -> bool:

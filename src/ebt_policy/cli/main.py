@@ -241,7 +241,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     floor = _command(
         studies, "floor", _bench_floor,
-        "multiply-adds of one chunk, and the time that these alone would take here",
+        "multiply-adds of a chunk and a training step, and the time that these alone take here",
         "ebt-policy bench floor --preset paper",
     )  # fmt: skip
     floor.add_argument("--preset", choices=list(PRESETS), action="append", help="default: all")
@@ -542,16 +542,23 @@ def _bench_cost(options: argparse.Namespace) -> None:
 
 def _bench_floor(options: argparse.Namespace) -> None:
     from ebt_policy.benchmarks.latency import measure_floors
+    from ebt_policy.benchmarks.throughput import measure_step_floors
+    from ebt_policy.provenance import provenance
 
-    measured = measure_floors(options.preset or list(PRESETS), options.threads)
-    for row in measured["rows"]:
+    presets = options.preset or list(PRESETS)
+    rows = [*measure_floors(presets, options.threads), *measure_step_floors(presets)]
+    for row in rows:
+        how = (
+            f"{row['sampler']:<12}{row['steps']:>4} steps{row['starts']:>3} starts"
+            if row["of"] == "chunk"
+            else f"{row['objective']:<15} batch{row['batch_size']:>5}"
+        )
         print(
-            f"{row['preset']:<6}{row['policy']:<11}{row['sampler']:<8}{row['steps']:>4} steps"
-            f"{row['starts']:>3} starts{row['threads']:>3} threads"
-            f"{row['multiply_adds'] / 1e6:>10.1f} M multiply-adds{row['mbytes']:>9.1f} MB"
+            f"{row['preset']:<6}{row['of']:<14}{row['policy']:<11}{how:<31}{row['threads']:>3} "
+            f"threads{row['multiply_adds'] / 1e6:>10.1f} M multiply-adds{row['mbytes']:>9.1f} MB"
             f"{row['gflops']:>8.1f} GFLOP/s{row['floor_ms']:>9.2f} ms"
         )
-    _write_json(options.json, measured)
+    _write_json(options.json, {"rows": rows, **provenance()})
 
 
 def _bench_latency(options: argparse.Namespace) -> None:
@@ -584,7 +591,7 @@ def _bench_train(options: argparse.Namespace) -> None:
             f"{row['objective'] or row['policy']:<15}batch{row['batch_size']:>5}"
             f"{' compiled' if row['compiled'] else ' eager   '}{row['p50_ms']:>10.1f} ms"
             f"{row['samples_per_second']:>10.0f} samples/s{row['loading_ms']:>8.2f} ms of loading"
-            f"{row['peak_mb']:>8.0f} MB"
+            f"{row['p50_ms'] / row['floor_ms']:>7.2f} x floor{row['peak_mb']:>8.0f} MB"
         )
     for name, ratio in measured["ratios"].items():
         print(f"{name}: {ratio:.2f}")

@@ -296,13 +296,7 @@ class Trainer:
         indices = self.order.indices(self.step)
         share = len(indices) // self.accelerator.num_processes
         mine = indices[self.accelerator.process_index * share :][:share]
-        batch = self.windows.gather(mine)
-        batch = dataclasses.replace(
-            batch,
-            observations={n: v.to(self.device) for n, v in batch.observations.items()},
-            actions=batch.actions.to(self.device),
-            valid=batch.valid.to(self.device),
-        )
+        batch = self.windows.gather(mine).to(self.device)
         with contextlib.nullcontext() if self._compiled else self._uncounted():
             loss = self.model(batch)
             self.optimizer.zero_grad()

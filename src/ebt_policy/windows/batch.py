@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -20,3 +21,8 @@ class Batch:
     observations: dict[str, Tensor]
     actions: Tensor
     valid: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        observations = {name: values.to(device) for name, values in self.observations.items()}
+        return Batch(observations, self.actions.to(device), self.valid.to(device))
