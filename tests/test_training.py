@@ -6,6 +6,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 from conftest import NETWORK, episodes, generators
 from ebt_policy import load_policy
-from ebt_policy.config import PolicyConfig, StreamConfig, TrainingConfig
+from ebt_policy.config import DESCENT_DEFAULTS, PolicyConfig, StreamConfig, TrainingConfig
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import Episode, write_robomimic
 from ebt_policy.errors import UserError
@@ -315,7 +316,7 @@ def test_two_processes_train_on_the_same_global_batch(tmp_path: Path, hdf5: Path
     from ebt_policy.config import to_json
 
     policy = replace(POLICY, policy="regression")
-    config = replace(STEPS, steps=50)
+    config = replace(STEPS, steps=100)
     run_training(hdf5, tmp_path / "one", config, policy=policy)
     script = tmp_path / "child.py"
     script.write_text(CHILD)
@@ -325,14 +326,40 @@ def test_two_processes_train_on_the_same_global_batch(tmp_path: Path, hdf5: Path
         check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     # The scalar energy's last bias has no gradient, which processes must agree on, too.
-    energy = replace(POLICY, objective="equilibrium", form="scalar")
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29520",
-         str(script), str(hdf5), str(tmp_path / "energy"), to_json(energy), to_json(config)],
-        check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    one, two = (load_file(tmp_path / run / "model.safetensors") for run in ("one", "two"))
-    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+    scalar = replace(
+        POLICY, objective="equilibrium", form="scalar", descent=DESCENT_DEFAULTS["equilibrium"]
+    )
+    for name, energy in (("scalar", scalar), ("basin", POLICY)):
+        subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+             "--master-port=29520", str(script), str(hdf5), str(tmp_path / name), to_json(energy),
+             to_json(replace(config, steps=10))],
+            check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    # In parts, each with its own shard of the optimiser, and going on from a checkpoint.
+    shared = replace(config, accumulation=2, shard_optimizer=True, checkpoint_seconds=0.2)
+    for _ in range(2):
+        subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+             "--master-port=29521", str(script), str(hdf5), str(tmp_path / "shards"),
+             to_json(policy), to_json(shared)],
+            check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        first, last = checkpoint_folders(tmp_path / "shards")
+        assert 0 < int(first.name) < 100
+        shutil.rmtree(last)
+    one, *others = (
+        load_file(tmp_path / run / "model.safetensors") for run in ("one", "two", "shards")
+    )
+    for other in others:
+        assert all(torch.allclose(one[name], other[name], atol=1e-3) for name in one)
+    curves = [
+        [r["loss"] for r in read_metrics(tmp_path / run) if "loss" in r]
+        for run in ("one", "two", "shards")
+    ]
+    assert len(curves[0]) == 2
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
+    assert curves[2] == pytest.approx(curves[0], rel=1e-3)
 
 
 @pytest.mark.slow

@@ -370,6 +370,11 @@ class TrainingConfig:
     beside each other get the same, and wall-clock time on an accelerator.
 
     Attributes:
+        batch_size: of one optimiser step, all processes and parts together.
+        accumulation: parts that a process cuts its share of a batch into, one after the other:
+            less memory, the same step.
+        shard_optimizer: AdamW's moments divided among the processes (ZeRO, stage 1) instead of
+            kept by each.
         compile: fuse the training step with ``torch.compile``: up to twice as many steps a second
             on a CPU, after one to three minutes of compiling, which no budget counts. Needs a C++
             compiler there. The random numbers of a step are other ones than without.
@@ -380,6 +385,7 @@ class TrainingConfig:
     steps: int | None = None
     budget_seconds: float | None = None
     batch_size: int = 64
+    accumulation: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 1e-6
     warmup_steps: int = 100
@@ -389,6 +395,7 @@ class TrainingConfig:
     validation_windows: int = 256
     checkpoint_seconds: float = 60.0
     bf16: bool = False
+    shard_optimizer: bool = False
     compile: bool = False
     threads: int = 1
     seed: int = 0
@@ -396,7 +403,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.budget_seconds is None):
             raise UserError("training: give exactly one of --steps and --budget")
-        _check(self, "steps batch_size threads warmup_steps validation_windows", least=1)
+        _check(
+            self, "steps batch_size accumulation threads warmup_steps validation_windows", least=1
+        )
         _check(self, "budget_seconds learning_rate gradient_clip ema_power", above=0)
         _check(self, "weight_decay checkpoint_seconds seed", least=0)
         if not 0 <= self.validation_share < 1:

@@ -8,7 +8,6 @@ holds ``arrays/``, the data as it is read.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -18,6 +17,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextlib import nullcontext as nothing
 from pathlib import Path
 from typing import Any
 
@@ -141,16 +142,23 @@ class Trainer:
                 f"{run}: holds a run already; continue it with --resume, or use another --out"
             )
         torch.set_num_threads(config.threads)
-        # A scalar head's last bias does not move the energy's gradient: it may have none.
+        # A scalar head's last bias does not move the energy's gradient: it has none.
+        unused = policy_config.policy in ("ebt", "ibc") and policy_config.form == "scalar"
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.bf16 else "no",
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
         )
         self.device = self.accelerator.device
         world = self.accelerator.num_processes
-        if config.batch_size % world:
+        if config.batch_size % (world * config.accumulation):
             raise UserError(
-                f"training.batch_size = {config.batch_size} cannot be shared by {world} processes"
+                f"training.batch_size = {config.batch_size} cannot be shared by {world} processes "
+                f"in {config.accumulation} parts each (training.accumulation)"
+            )
+        if config.shard_optimizer and world == 1:
+            raise UserError(
+                "training.shard_optimizer = true: there is one process; start several with "
+                "'accelerate launch' or torchrun"
             )
         if config.compile:
             check_compiler(self.device, "training.compile = true")
@@ -182,11 +190,18 @@ class Trainer:
         self.order = BatchOrder(len(self.windows), config.batch_size, config.seed)
         self.ema = copy.deepcopy(policy).to(self.device).eval().requires_grad_(False)
         self.policy = policy.to(self.device).train()
-        optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=config.learning_rate,
-            weight_decay=config.weight_decay, fused=True,
-        )  # fmt: skip
-        self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
+        settings: dict[str, Any] = {
+            "lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True,
+        }  # fmt: skip
+        self.shards: Any = None
+        if config.shard_optimizer:
+            from torch.distributed.optim import ZeroRedundancyOptimizer
+
+            self.shards = ZeroRedundancyOptimizer(
+                self.policy.parameters(), torch.optim.AdamW, **settings
+            )
+        self.optimizer = self.shards or torch.optim.AdamW(self.policy.parameters(), **settings)
+        self.model = self.accelerator.prepare(self.policy)
         if config.compile:
             self.model = torch.compile(self.model)
         self._compiled = not config.compile
@@ -212,7 +227,7 @@ class Trainer:
         self.seconds += now - self._mark
         self._mark = now
 
-    @contextlib.contextmanager
+    @contextmanager
     def _uncounted(self) -> Iterator[None]:
         """What is done inside is not training time."""
         self._count()
@@ -252,6 +267,7 @@ class Trainer:
                 progress = self._progress()
                 if self.step % _LOG_STEPS == 0:
                     with self._uncounted():
+                        loss = self._mean(loss)
                         speed = (
                             (self.step - began_step) * self.order.batch_size
                             / max(self.seconds - began, 1e-9)
@@ -296,14 +312,21 @@ class Trainer:
         indices = self.order.indices(self.step)
         share = len(indices) // self.accelerator.num_processes
         mine = indices[self.accelerator.process_index * share :][:share]
-        batch = self.windows.gather(mine).to(self.device)
-        with contextlib.nullcontext() if self._compiled else self._uncounted():
-            loss = self.model(batch)
+        value = 0.0
+        with nothing() if self._compiled else self._uncounted():
             self.optimizer.zero_grad()
-            self.accelerator.backward(loss)
+            for part in range(config.accumulation):
+                own = mine[part :: config.accumulation]
+                batch = self.windows.gather(own).to(self.device)
+                is_last = part + 1 == config.accumulation
+                # Processes add up their gradients once, with the last part's.
+                with nothing() if is_last else self.accelerator.no_sync(self.model):
+                    loss = self.model(batch) * (len(own) / share)
+                    self.accelerator.backward(loss)
+                value += loss.item()
         self._compiled = True
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), config.gradient_clip)
-        value, size = loss.item(), float(norm)
+        size = float(norm)
         if not (math.isfinite(value) and math.isfinite(size)):
             kept = checkpoint_folders(self.run)
             raise UserError(
@@ -321,6 +344,12 @@ class Trainer:
             1 - decay,
         )
         return value, size, rate
+
+    def _mean(self, value: float) -> float:
+        """The mean over all processes."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return self.accelerator.reduce(torch.tensor(value, device=self.device), "mean").item()
 
     def _agreed(self, wish: bool) -> bool:
         """Process 0's wish, so that all processes stop to save at the same step."""
@@ -389,6 +418,8 @@ class Trainer:
     # -- checkpoints ---------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
+        if self.shards is not None:
+            self.shards.consolidate_state_dict(to=0)
         random = torch.get_rng_state()[None].to(self.device)
         tensors = {"random": self.accelerator.gather(random)}
         if self.device.type == "cuda":
@@ -430,4 +461,4 @@ def _row(states: Tensor, index: int, folder: Path) -> Tensor:
         raise UserError(
             f"--resume: {folder} was written by {len(states)} processes; use as many again"
         )
-    return states[index]
+    return states[index].clone()  # set_rng_state cannot read a part of a larger tensor
