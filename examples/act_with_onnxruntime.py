@@ -19,6 +19,7 @@ class OnnxPolicy:
     def __init__(self, path: str, threads: int = 1, seed: int = 0) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )

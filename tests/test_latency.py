@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from conftest import generators
+from ebt_policy.benchmarks.exported import ExportedChunk
 from ebt_policy.benchmarks.floor import Floor, multiply_adds, products, traffic
-from ebt_policy.benchmarks.latency import VARIANTS, Variant
 from ebt_policy.benchmarks.memory import peak_mb
+from ebt_policy.benchmarks.variants import VARIANTS, Variant
 from ebt_policy.cli.main import main
+from ebt_policy.policies.base import Draws
 
 ROW = {
     "policy", "sampler", "steps", "starts", "threads", "device", "compiled", "p50_ms", "p95_ms",
@@ -78,6 +80,21 @@ def test_bare_loop_gives_what_diffusers_gives(sampler: str, steps: int) -> None:
     assert np.abs(found - expected).max() < 1e-4
 
 
+def test_exported_diffusion_gives_what_its_policy_gives(tmp_path: Path) -> None:
+    exported = ExportedChunk(Variant("diffusion", "ddpm", 100, loop="bare"), "tiny", tmp_path)
+    random = np.random.default_rng(3)
+    draws = [random.standard_normal((1, 16, 7), dtype=np.float32) for _ in range(100)]
+    policy, seen = exported.policy, {"state": torch.zeros(1, 2, 23)}
+    with torch.no_grad():
+        expected, *_ = policy.sample(
+            policy.normalise_observation(seen), Draws([torch.from_numpy(d) for d in draws]), None
+        )
+    assert np.abs(exported.open(threads=1, seed=3)() - expected.numpy()).max() < 1e-4
+    shared = ExportedChunk(Variant("diffusion", "ddim", 2, loop="bare"), "tiny", tmp_path)
+    assert shared.files == exported.files
+    assert exported.fastest(2)().shape == (1, 16, 7)
+
+
 def test_bench_latency_and_floor_write_their_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,15 +103,20 @@ def test_bench_latency_and_floor_write_their_rows(
     monkeypatch.setattr(latency, "VARIANTS", VARIANTS[:1] + VARIANTS[-1:])
     monkeypatch.setattr("ebt_policy.benchmarks.throughput.RATIO_BATCH", 4)
     arguments = ["--preset", "tiny", "--threads", "1", "--json"]
-    assert main(["bench", "latency", "--rounds", "2", *arguments, str(tmp_path / "l.json")]) == 0
+    measured = ["bench", "latency", "--rounds", "2", "--onnx", *arguments]
+    assert main([*measured, str(tmp_path / "l.json")]) == 0
     rows = json.loads((tmp_path / "l.json").read_text())["rows"]
-    assert [(row["policy"], row["sampler"]) for row in rows] == [
-        ("ebt", "descent"), ("regression", "none"),
+    assert [(row["policy"], row["runtime"], row["compiled"]) for row in rows] == [
+        ("ebt", "torch", False), ("regression", "torch", False),
+        ("ebt", "onnxruntime", True), ("regression", "onnxruntime", True),
     ]  # fmt: skip
     for row in rows:
         assert set(row) >= ROW
-        assert 0 < row["encode_ms"] < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
-        assert 50 < row["peak_mb"] < 5000
+        assert 0 < (row["encode_ms"] or 0.001) < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert (row["encode_ms"] is None) == (row["runtime"] == "onnxruntime")
+        assert 20 < row["peak_mb"] < 5000
+    assert rows[2]["peak_mb"] < rows[0]["peak_mb"]
+    rows = rows[:2]
     assert main(["bench", "floor", *arguments, str(tmp_path / "f.json")]) == 0
     floors = json.loads((tmp_path / "f.json").read_text())["rows"]
     chunks = [row["multiply_adds"] for row in floors if row["of"] == "chunk"]
@@ -112,7 +134,7 @@ def test_bench_latency_and_floor_write_their_rows(
 
 COMPILED = """
 import numpy as np, torch
-from ebt_policy.benchmarks.latency import Variant
+from ebt_policy.benchmarks.variants import Variant
 for variant in (Variant("ebt", "descent", 2, 3), Variant("diffusion", "ddim", 3)):
     made = variant.make("tiny")
     seen = {"state": np.random.default_rng(0).normal(size=(2, 2, 23)).astype(np.float32)}

@@ -1,4 +1,4 @@
-"""Training steps that are timed against each other: the plain recipe is the same recipe."""
+"""What the benchmarks of training, loading and evaluation measure is what they say."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from conftest import config, observations, policy
+from conftest import NETWORK, config, observations, policy
+from ebt_policy.benchmarks.loading import Repeated
 from ebt_policy.benchmarks.throughput import plain_unrolled
 from ebt_policy.cli.main import main
-from ebt_policy.policies import EnergyPolicy
+from ebt_policy.config import PolicyConfig
+from ebt_policy.demonstrations import open_demonstrations
+from ebt_policy.policies import EnergyPolicy, make_policy
+from ebt_policy.policies.files import save_policy
+from ebt_policy.windows.windows import choose_streams
 
 
 def unrolled_policy(steps: int) -> EnergyPolicy:
@@ -86,3 +92,52 @@ def test_bench_train_writes_rows_and_ratios(
     with pytest.raises(SystemExit, match="2"):
         main(["bench", "train", "--batch-sizes", "0"])
     assert main(["bench", "train", "--batch-sizes", "1000000", "--rounds", "1"]) == 2
+
+
+def test_repeated_demonstrations_are_the_same_ones_again(hdf5: Path) -> None:
+    once = open_demonstrations(str(hdf5))
+    thrice = Repeated(once, 3)
+    assert thrice.steps == 3 * once.steps == 270
+    assert thrice.episode_ends.tolist() == [20, 45, 75, 90, 110, 135, 165, 180, 200, 225, 255, 270]
+    for found, values in (
+        (thrice.read("state", 80, 200), once.read("state", 0, 90)),
+        (thrice.read_actions(80, 200), once.read_actions(0, 90)),
+    ):
+        assert np.array_equal(found, np.concatenate([values[80:], values, values[:20]]))
+
+
+def test_bench_loading_writes_rates_and_memory(tmp_path: Path, hdf5: Path) -> None:
+    path = tmp_path / "loading.json"
+    arguments = ["--data", str(hdf5), "--batch-size", "8", "--rounds", "3", "--json", str(path)]
+    assert main(["bench", "loading", *arguments]) == 0
+    found = json.loads(path.read_text())
+    assert found["loading_per_second"] > found["training_per_second"] > 0
+    assert found["ratio"] > 1
+    small, large = found["memory"]
+    assert (small["windows"], large["windows"]) == (90, 900)
+    assert main(["bench", "loading", "--data", str(tmp_path / "nothing.hdf5")]) == 2
+
+
+def test_bench_evaluation_writes_rates_and_shares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "fork.hdf5"
+    collect = ["--episodes", "2", "--seed", "0", "--out", str(data)]
+    assert main(["collect", "planar/fork", *collect]) == 0
+    demonstrations = open_demonstrations(str(data))
+    streams = choose_streams(demonstrations, None)
+    save_policy(make_policy(PolicyConfig("ebt", streams, 2, network=NETWORK)), tmp_path / "run")
+    path = tmp_path / "evaluation.json"
+    arguments = ["--episodes", "2", "--rounds", "2", "--json", str(path)]
+    assert (
+        main(["bench", "evaluation", str(tmp_path / "run"), "--task", "planar/fork", *arguments])
+        == 0
+    )
+    found = json.loads(path.read_text())
+    assert set(found["steps_per_second"]) == {"1", "2"}
+    assert found["two_over_one"] > 0
+    seconds = found["policy_seconds"], found["simulation_seconds"]
+    assert found["policy_share"] == pytest.approx(seconds[0] / sum(seconds), abs=1e-3)
+    capsys.readouterr()
+    assert main(["bench", "evaluation", str(tmp_path / "no"), "--task", "planar/fork"]) == 2
+    assert str(tmp_path / "no") in capsys.readouterr().err

@@ -254,7 +254,10 @@ def build_parser() -> argparse.ArgumentParser:
     latency.add_argument("--preset", choices=list(PRESETS), default="paper", help="network size")
     latency.add_argument("--rounds", metavar="N", type=_count, default=30, help="timed calls")
     latency.add_argument(
-        "--compile", action="store_true", help="compiled policies besides (takes some minutes)"
+        "--compile", action="store_true", help="compiled policies besides (takes many minutes)"
+    )
+    latency.add_argument(
+        "--onnx", action="store_true", help="exported policies in onnxruntime besides (minutes)"
     )
     training = _command(
         studies, "train", _bench_train,
@@ -269,11 +272,33 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--compile", action="store_true", help="compiled steps instead (takes many minutes)"
     )
+    loading = _command(
+        studies, "loading", _bench_loading,
+        "windows gathered in a second against windows learned from, and the memory for it",
+        "ebt-policy bench loading --data data/pusht_cchi_v7_replay.zarr",
+    )  # fmt: skip
+    loading.add_argument("--data", metavar="PATH", required=True, help="the demonstrations")
+    loading.add_argument("--obs", metavar="KEYS", help="as train takes it")
+    loading.add_argument("--preset", choices=list(PRESETS), default="tiny", help="network size")
+    loading.add_argument("--batch-size", metavar="N", type=_count, default=64)
+    loading.add_argument("--rounds", metavar="N", type=_count, default=100, help="timed batches")
+    loading.add_argument("--compile", action="store_true", help="compile the training step")
+
+    simulation = _command(
+        studies, "evaluation", _bench_evaluation,
+        "simulation with one worker and two, and the policy's share of an evaluation",
+        "ebt-policy bench evaluation runs/pusht --task pusht",
+    )  # fmt: skip
+    simulation.add_argument("run", metavar="RUN", help="folder of the policy")
+    simulation.add_argument("--task", metavar="TASK", required=True)
+    simulation.add_argument("--episodes", metavar="N", type=_count, default=50)
+    simulation.add_argument("--rounds", metavar="N", type=_count, default=7)
+
     for study in (floor, latency):
         study.add_argument(
             "--threads", metavar="N", type=_count, nargs="+", default=[1, 2], help="default: 1 2"
         )
-    for study in (floor, latency, training):
+    for study in (floor, latency, training, loading, simulation):
         study.add_argument("--json", metavar="FILE", help="write the rows here too")
 
     demo = _command(
@@ -568,13 +593,13 @@ def _bench_latency(options: argparse.Namespace) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measured = measure_latency(
-        options.preset, options.rounds, options.threads, device, options.compile
+        options.preset, options.rounds, options.threads, device, options.compile, options.onnx
     )
     for row in measured["rows"]:
         print(
             f"{row['policy']:<11}{row['sampler']:<8}{row['loop']:<10}{row['steps']:>4} steps"
-            f"{row['starts']:>3} starts{row['threads']:>3} threads"
-            f"{' compiled' if row['compiled'] else ' eager   '}{row['p50_ms']:>10.2f} ms"
+            f"{row['starts']:>3} starts{row['threads']:>3} threads {row['runtime']:<13}"
+            f"{row['p50_ms']:>10.2f} ms"
             f"{row['p95_ms']:>10.2f} ms (95%){row['p50_ms'] / row['floor_ms']:>7.2f} x floor"
         )
     _write_json(options.json, measured)
@@ -595,6 +620,38 @@ def _bench_train(options: argparse.Namespace) -> None:
         )
     for name, ratio in measured["ratios"].items():
         print(f"{name}: {ratio:.2f}")
+    _write_json(options.json, measured)
+
+
+def _bench_loading(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.loading import measure_loading
+
+    measured = measure_loading(
+        options.data, options.obs, options.preset, options.batch_size, options.rounds,
+        options.compile,
+    )  # fmt: skip
+    print(
+        f"loading {measured['loading_per_second']} samples/s, training "
+        f"{measured['training_per_second']} samples/s: {measured['ratio']:.1f} x"
+    )
+    for row in measured["memory"]:
+        print(
+            f"{row['windows']:>9} windows: data {row['data_mb']:.1f} MB, index "
+            f"{row['index_mb']:.1f} MB, memory taken {row['taken_mb']:.1f} MB"
+        )
+    _write_json(options.json, measured)
+
+
+def _bench_evaluation(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.evaluation import measure_evaluation
+
+    measured = measure_evaluation(options.run, options.task, options.episodes, options.rounds)
+    for workers, rate in measured["steps_per_second"].items():
+        print(f"{options.task}, {workers} workers: {rate:.0f} steps/s")
+    print(
+        f"two workers over one: {measured['two_over_one']:.2f}; policy "
+        f"{100 * measured['policy_share']:.0f} % of an evaluation"
+    )
     _write_json(options.json, measured)
 
 
