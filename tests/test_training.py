@@ -26,7 +26,7 @@ from ebt_policy.config import DESCENT_DEFAULTS, PolicyConfig, StreamConfig, Trai
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import Episode, write_robomimic
 from ebt_policy.errors import UserError
-from ebt_policy.policies import Policy
+from ebt_policy.policies import Policy, make_policy
 from ebt_policy.training.checkpoint import checkpoint_folders
 from ebt_policy.training.files import read_metrics, read_summary
 from ebt_policy.training.trainer import train
@@ -411,3 +411,20 @@ def test_mixed_precision_trains_with_the_energy_in_float32(tmp_path: Path, hdf5:
     assert errors[-1] < errors[0]
     saved = load_file(tmp_path / "run/model.safetensors")
     assert {t.dtype for t in saved.values()} == {torch.float32}
+
+
+def test_parts_of_a_batch_give_the_step_of_the_whole(tmp_path: Path, hdf5: Path) -> None:
+    """Regression has no noise: only the order of summing differs."""
+    policy = replace(POLICY, policy="regression")
+    weights = []
+    for parts in (1, 4):
+        run_training(hdf5, tmp_path / str(parts), replace(STEPS, accumulation=parts), policy=policy)
+        weights.append(load_file(tmp_path / str(parts) / "model.safetensors"))
+    moved = make_policy(policy).state_dict()
+    for name, whole in weights[0].items():
+        assert torch.allclose(whole, weights[1][name], atol=1e-4), name
+    assert any(not torch.allclose(weights[0][n], moved[n], atol=1e-2) for n in moved)
+    with pytest.raises(UserError, match=r"batch_size = 8 cannot be shared by 1 processes in 3"):
+        run_training(hdf5, tmp_path / "3", replace(STEPS, accumulation=3), policy=policy)
+    with pytest.raises(UserError, match=r"shard_optimizer = true: there is one process"):
+        run_training(hdf5, tmp_path / "s", replace(STEPS, shard_optimizer=True), policy=policy)
