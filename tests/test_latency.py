@@ -78,6 +78,9 @@ def test_bare_loop_gives_what_diffusers_gives(sampler: str, steps: int) -> None:
     seen = {"state": np.random.default_rng(0).normal(size=(2, 2, 23)).astype(np.float32)}
     found, expected = (made.predict_chunk(seen, generators(2)).plan for made in (bare, other))
     assert np.abs(found - expected).max() < 1e-4
+    first = Variant("diffusion", "ddim", 5, loop="bare").make("tiny")
+    shared = first.with_sampling(bare.config.diffusion)
+    assert np.abs(shared.predict_chunk(seen, generators(2)).plan - found).max() < 1e-6
 
 
 def test_exported_diffusion_gives_what_its_policy_gives(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from ebt_policy.energy.transformer import Network
 from ebt_policy.policies.base import Policy
 from ebt_policy.policies.export import export_onnx, to_onnx
 
-_LONGEST_DESCENT = 4  # a graph has every step: exporting twenty takes many minutes
 _TRIES = 5
 _ALONE = """
 import re, sys
@@ -32,13 +31,6 @@ for file in sys.argv[1:]:
     assert "torch" not in sys.modules
 print(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 """
-
-
-def is_exported(variant: Variant) -> bool:
-    """Whether a variant is measured in onnxruntime."""
-    if variant.policy == "diffusion":
-        return variant.loop == "bare"
-    return variant.policy != "ebt" or variant.steps <= _LONGEST_DESCENT
 
 
 class ExportedChunk:

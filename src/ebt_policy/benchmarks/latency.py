@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ebt_policy.benchmarks.exported import ExportedChunk, is_exported
+from ebt_policy.benchmarks.exported import ExportedChunk
 from ebt_policy.benchmarks.floor import Floor, Shape, multiply_adds, products, traffic
 from ebt_policy.benchmarks.memory import peak_mb
 from ebt_policy.benchmarks.variants import VARIANTS, Variant
@@ -48,27 +48,40 @@ def measure_latency(
         ``rows``; a row has, beyond its variant and ``runtime``, ``encode_ms`` (the observation's
         share of it; none for an exported graph), ``multiply_adds``, ``floor_ms`` (of the matrix
         products alone) and ``peak_mb`` (largest resident memory of a process that makes one
-        chunk, its compiler included where it is compiled, without PyTorch where it is exported;
-        on a GPU, the memory there).
+        chunk, without PyTorch where it is exported; where it is compiled, of the policy's first
+        row, the compiler included; on a GPU, the memory there).
     """
     if compiled:
         check_compiler(device, "--compile")
     floor, rows = Floor(device), []
     runtimes = [EAGER, *([COMPILED] if compiled else []), *([EXPORTED] if exported else [])]
-    chosen = [(v, r) for r in runtimes for v in VARIANTS if r != EXPORTED or is_exported(v)]
+    chosen = [(v, r) for r in runtimes for v in VARIANTS if r == EAGER or v.is_optimised]
     counts = {variant: _products(variant, preset, device) for variant in VARIANTS}
     before = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        made: list[Policy | ExportedChunk] = [
-            ExportedChunk(variant, preset, Path(folder)) if runtime == EXPORTED
-            else _prepare(variant, preset, device, runtime)
-            for variant, runtime in tqdm(chosen, desc=f"policies, {preset}")
-        ]  # fmt: skip
-        peaks = [
-            one.peak_mb() if isinstance(one, ExportedChunk)
-            else peak_mb(_one_chunk, variant, preset, device, runtime)
-            for one, (variant, runtime) in zip(tqdm(made, desc="memory"), chosen, strict=True)
-        ]  # fmt: skip
+        made = list[Policy | ExportedChunk]()
+        peaks = list[float]()
+        compiled_ones: dict[str, tuple[Policy, float]] = {}
+        for variant, runtime in tqdm(chosen, desc=f"policies and their memory, {preset}"):
+            if runtime == EXPORTED:
+                graphs = ExportedChunk(variant, preset, Path(folder))
+                made.append(graphs)
+                peaks.append(graphs.peak_mb())
+                continue
+            policy = variant.make(preset).to(device)
+            if runtime == EAGER:
+                peaks.append(peak_mb(_one_chunk, variant, preset, device, False))
+            else:
+                # One policy is compiled for all ways in which it acts.
+                if variant.policy not in compiled_ones:
+                    peak = peak_mb(_one_chunk, variant, preset, device, True)
+                    policy.compile_acting()
+                    compiled_ones[variant.policy] = policy, peak
+                first, peak = compiled_ones[variant.policy]
+                if policy.acting is not None:
+                    policy = first.with_sampling(getattr(policy.config, policy.acting))
+                peaks.append(peak)
+            made.append(policy)
         for number in threads:
             torch.set_num_threads(number)
             calls = [_calls(one, number, device) for one in made]
@@ -127,13 +140,6 @@ def measure_floors(presets: Sequence[str], threads: Sequence[int]) -> list[dict[
     return rows
 
 
-def _prepare(variant: Variant, preset: str, device: torch.device, runtime: str) -> Policy:
-    policy = variant.make(preset).to(device)
-    if runtime == COMPILED:
-        policy.compile_acting()
-    return policy
-
-
 def _products(variant: Variant, preset: str, device: torch.device) -> Counter[Shape]:
     policy = variant.make(preset).to(device)
     return products(lambda: _call(policy))
@@ -163,5 +169,8 @@ def _call(policy: Policy) -> None:
     policy.predict_chunk(observation, [torch.Generator().manual_seed(0)])
 
 
-def _one_chunk(variant: Variant, preset: str, device: torch.device, runtime: str) -> None:
-    _call(_prepare(variant, preset, device, runtime))
+def _one_chunk(variant: Variant, preset: str, device: torch.device, compiled: bool) -> None:
+    policy = variant.make(preset).to(device)
+    if compiled:
+        policy.compile_acting()
+    _call(policy)

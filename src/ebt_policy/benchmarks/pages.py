@@ -268,7 +268,8 @@ def _figure_steps(found: Results) -> Figure | None:
     slugs = [slug for slug in TASKS if found.get(slug, *REFERENCE) is not None]
     if not slugs:
         return None
-    figure = Figure(figsize=(9.0, 2.6 * ((len(slugs) + 2) // 3)))
+    figure = Figure(figsize=(9.0, 2.6 * ((len(slugs) + 2) // 3)), layout="constrained")
+    handles: dict[str, Any] = {}
     for place, slug in enumerate(slugs, 1):
         axes = figure.add_subplot((len(slugs) + 2) // 3, 3, place)
         key = "scores" if slug == "pusht" else "successes"
@@ -301,9 +302,11 @@ def _figure_steps(found: Results) -> Figure | None:
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("descent steps")
         axes.set_ylabel("score" if key == "scores" else "success")
-        if place == 1 and axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=6)
-    figure.tight_layout()
+        drawn, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, drawn, strict=True))
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=7
+    )
     return figure
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ebt_policy.shapes import Float
 # The low-dimensional observation and the actions of robomimic's one-armed tasks.
 STREAMS = {"state": StreamConfig((23,))}
 ACTION_DIM = 7
+_LONGEST_DESCENT = 4
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,17 @@ class Variant:
     steps: int
     starts: int = 1
     loop: str = ""
+
+    @property
+    def is_optimised(self) -> bool:
+        """Whether it is compiled and exported besides.
+
+        A longer descent is as many times its step; the loop through ``diffusers`` is the bare
+        one and its scheduler.
+        """
+        if self.policy == "diffusion":
+            return self.loop == "bare"
+        return self.policy != "ebt" or self.steps <= _LONGEST_DESCENT
 
     def make(self, preset: str) -> Policy:
         """The policy, untrained: its weights do not matter to its speed."""
@@ -79,7 +92,17 @@ class BareDiffusionPolicy(DiffusionPolicy):
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__(config)
-        settings = config.diffusion
+        self._tabulate()
+
+    def with_sampling(self, settings: Any) -> Policy:
+        """See :meth:`Policy.with_sampling`."""
+        other = super().with_sampling(settings)
+        assert isinstance(other, BareDiffusionPolicy)
+        other._tabulate()
+        return other
+
+    def _tabulate(self) -> None:
+        settings = self.config.diffusion
         steps = settings.training_steps if settings.sampler == "ddpm" else settings.ddim_steps
         schedule = self._schedule(settings.sampler)
         schedule.set_timesteps(steps)
