@@ -95,7 +95,6 @@ def test_exported_diffusion_gives_what_its_policy_gives(tmp_path: Path) -> None:
     assert np.abs(exported.open(threads=1, seed=3)() - expected.numpy()).max() < 1e-4
     shared = ExportedChunk(Variant("diffusion", "ddim", 2, loop="bare"), "tiny", tmp_path)
     assert shared.files == exported.files
-    assert exported.fastest(2)().shape == (1, 16, 7)
 
 
 def test_bench_latency_and_floor_write_their_rows(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from ebt_policy.energy.transformer import Network
 from ebt_policy.policies.base import Policy
 from ebt_policy.policies.export import export_onnx, to_onnx
 
-_TRIES = 5
 _ALONE = """
 import re, sys
 import numpy as np
@@ -54,22 +52,6 @@ class ExportedChunk:
         else:
             self.files = [folder / f"{variant.policy}-{variant.steps}-{variant.starts}.onnx"]
             export_onnx(self.policy, self.files[0])
-
-    def fastest(self, threads: int) -> Callable[[], Any]:
-        """What makes a chunk with at most ``threads`` threads of onnxruntime.
-
-        Small products may be faster with one thread than with two: each number is tried.
-        """
-        calls = [self.open(number) for number in range(1, threads + 1)]
-        took = []
-        for call in calls:
-            times = []
-            for _ in range(1 + _TRIES):
-                began = time.perf_counter()
-                call()
-                times.append(time.perf_counter() - began)
-            took.append(np.median(times[1:]))
-        return calls[int(np.argmin(took))]
 
     def open(self, threads: int, seed: int = 0) -> Callable[[], np.ndarray]:
         """What makes a chunk (1, T, A) of an observation of zeros."""
