@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-all lint results bench-objectives bench-cost clean
+.PHONY: setup demo test test-all lint results bench-objectives bench-cost bench-performance clean
 
 setup: $(READY)
 
@@ -40,6 +40,15 @@ bench-objectives: setup
 bench-cost: setup
 	$(BIN)/ebt-policy bench cost --preset tiny --batch-size 128
 	$(BIN)/ebt-policy bench cost --preset small --batch-size 128
+
+# Latency, training, loading: each with nothing else running, about an hour together.
+bench-performance: setup
+	test -e data/pusht_cchi_v7_replay.zarr || $(BIN)/ebt-policy data get pusht --out data
+	$(BIN)/ebt-policy bench latency --preset paper --compile --onnx --rounds 9 --json results/latency-paper.json
+	$(BIN)/ebt-policy bench train --preset tiny --json results/train-tiny.json
+	$(BIN)/ebt-policy bench floor --json results/floor.json
+	$(BIN)/ebt-policy bench loading --data data/pusht_cchi_v7_replay.zarr --compile --json results/loading-pusht.json
+	$(BIN)/python scripts/render_results
 
 clean:
 	rm -rf $(VENV) runs/demo build .pytest_cache .mypy_cache .ruff_cache

@@ -421,12 +421,15 @@ def _train(options: argparse.Namespace) -> None:
         training_config,
         [t.removeprefix("training.") for t in options.set if t.startswith("training.")],
     )
-    print(
-        f"{demonstrations.path.name}: {demonstrations.episodes} episodes, "
-        f"{demonstrations.steps} steps; observing {', '.join(policy_config.streams)}"
-    )
+    speaks = os.environ.get("RANK", "0") == "0"  # the first of several processes, or the only one
+    if speaks:
+        print(
+            f"{demonstrations.path.name}: {demonstrations.episodes} episodes, "
+            f"{demonstrations.steps} steps; observing {', '.join(policy_config.streams)}"
+        )
     train(demonstrations, policy_config, training_config, Path(options.out), options.resume)
-    print(f"{options.out}: done; next: ebt-policy eval {options.out} --task …")
+    if speaks:
+        print(f"{options.out}: done; next: ebt-policy eval {options.out} --task …")
 
 
 def _eval(options: argparse.Namespace) -> None:
