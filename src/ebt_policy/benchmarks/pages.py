@@ -330,12 +330,13 @@ def _figure_curve(found: Results) -> Figure | None:
             axes.fill_between(counts, low, high, color=COLOURS[method], alpha=0.2, lw=0)
     axes.set_xscale("log")
     axes.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
+    axes.minorticks_off()
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("demonstrations")
     axes.set_ylabel("mean success, Meta-World")
     if not drawn:
         return None
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="lower right")
     return figure
 
 
