@@ -39,9 +39,9 @@ def _about(axis: np.ndarray, angle: float) -> np.ndarray:
 
 
 _X, _Y, _Z = np.eye(3)
-# Where things stand that no observation tells, in m: the middle of the can's bin (z: of a can
-# that stands in it) and the square peg.
-_CAN_BIN = np.array([0.1975, 0.4025, 0.86])
+# Where things stand that no observation tells, in m: a can in the part of its bin that the arm
+# reaches, and the square peg.
+_CAN_PLACE = np.array([0.15, 0.35, 0.86])
 _PEG = np.array([0.23, 0.1])
 
 
@@ -129,13 +129,23 @@ class Hand:
         return np.clip(np.append(command, grip), -1, 1).astype(np.float32)
 
     def go(
-        self, target: Callable[[], Pose], grip: float, near: float, turned: float = 0.1,
+        self,
+        target: Callable[[], Pose],
+        grip: float,
+        near: float,
+        turned: float = 0.1,
         speed: float = 1.0,
-    ) -> Iterator[np.ndarray]:  # fmt: skip
-        """Go to a pose until it is ``near`` (m) and the orientation within ``turned`` (rad)."""
+        until: Callable[[], bool] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Go to a pose until it is ``near`` (m) and the orientation within ``turned`` (rad).
+
+        Or until something else is the case.
+        """
         while True:
             move, turn = self.pose.towards(target())
             if np.linalg.norm(move) < near and np.linalg.norm(turn) < turned:
+                return
+            if until is not None and until():
                 return
             yield self.action(target(), grip, speed)
 
@@ -196,12 +206,12 @@ def _lift(hand: Hand) -> Iterator[np.ndarray]:
 def _can(hand: Hand) -> Iterator[np.ndarray]:
     random = hand.random
     grasp = hand.upright(
-        float(np.clip(random.normal(0, 0.4), -0.9, 0.9)), random.normal(0, 0.05, 2)
+        float(np.clip(random.normal(0, 0.25), -0.5, 0.5)), random.normal(0, 0.05, 2)
     )
-    offset = np.append(random.uniform(-0.006, 0.006, 2), random.uniform(0, 0.02))
+    offset = np.append(random.uniform(-0.006, 0.006, 2), random.uniform(0.02, 0.03))
     side = np.append(random.normal(0, 0.02, 2), random.uniform(0.08, 0.14))
-    goal = _CAN_BIN + np.append(random.uniform(-0.04, 0.04, 2), random.uniform(0.005, 0.03))
-    over = random.uniform(0.16, 0.2) * _Z
+    goal = _CAN_PLACE + random.uniform([-0.01, -0.015, 0.01], [0.012, 0.015, 0.03])
+    over = random.uniform(0.12, 0.15) * _Z
 
     def at_can() -> Pose:
         return Pose(hand.object_pose(7).position + offset, grasp)
@@ -216,8 +226,11 @@ def _can(hand: Hand) -> Iterator[np.ndarray]:
     yield from hand.grip(CLOSE)
     above = hand.object_pose(7).position + over + np.append(random.normal(0, 0.03, 2), 0)
     yield from hand.go(lambda: carried(above), CLOSE, near=0.05, turned=0.5)
-    yield from hand.go(lambda: carried(goal + over), CLOSE, near=0.06, turned=0.5)
-    yield from hand.go(lambda: carried(goal), CLOSE, near=0.02)
+    yield from hand.go(lambda: carried(goal + over), CLOSE, near=0.025, turned=0.2)
+    yield from hand.go(
+        lambda: carried(goal - 0.01 * _Z), CLOSE, near=0,
+        until=lambda: hand.object_pose(7).position[2] < goal[2],
+    )  # fmt: skip
     yield from hand.pause(CLOSE)
     yield from hand.grip(OPEN)
     gone = hand.pose.moved(0.2 * _Z)
@@ -257,7 +270,10 @@ def _square(hand: Hand) -> Iterator[np.ndarray]:
     yield from hand.go(lambda: above, CLOSE, near=0.06, turned=0.5)
     yield from hand.go(lambda: carried(over), CLOSE, near=0.004, turned=0.05)
     yield from hand.pause(CLOSE)
-    yield from hand.go(lambda: carried(low), CLOSE, near=0.008, turned=0.1, speed=0.8)
+    yield from hand.go(
+        lambda: carried(low - 0.01), CLOSE, near=0, speed=0.8,
+        until=lambda: hand.object_pose(7).position[2] < low,
+    )  # fmt: skip
     yield from hand.grip(OPEN)
     gone = hand.pose.moved(0.15 * _Z)
     yield from hand.go(lambda: gone, OPEN, near=0.02)
