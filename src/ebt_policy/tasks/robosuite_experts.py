@@ -139,14 +139,18 @@ class Hand:
     ) -> Iterator[np.ndarray]:
         """Go to a pose until it is ``near`` (m) and the orientation within ``turned`` (rad).
 
+        The hand must be so slow, too, that it does not shoot past: ``near`` per step at most.
         Or until something else is the case.
         """
+        before = self.pose.position
         while True:
             move, turn = self.pose.towards(target())
-            if np.linalg.norm(move) < near and np.linalg.norm(turn) < turned:
+            slow = np.linalg.norm(self.pose.position - before) < near
+            if slow and np.linalg.norm(move) < near and np.linalg.norm(turn) < turned:
                 return
             if until is not None and until():
                 return
+            before = self.pose.position
             yield self.action(target(), grip, speed)
 
     def grip(self, grip: float, steps: int = 4) -> Iterator[np.ndarray]:
@@ -246,7 +250,7 @@ def _square(hand: Hand) -> Iterator[np.ndarray]:
     final = np.copysign(np.pi / 2, yaw) if turn == 0 else np.pi
     bias = random.normal(0, 0.04)
     tilt = random.normal(0, 0.03, 2)
-    grip_point = np.array([random.uniform(0.058, 0.068), random.uniform(-0.002, 0.002), 0])
+    grip_point = np.array([random.uniform(0.064, 0.072), random.uniform(-0.002, 0.002), 0])
     height = random.uniform(0, 0.006)
     side = np.append(random.normal(0, 0.02, 2), random.uniform(0.06, 0.12))
     over, low = random.uniform(1.0, 1.04), random.uniform(0.885, 0.92)
@@ -264,7 +268,7 @@ def _square(hand: Hand) -> Iterator[np.ndarray]:
     yield from hand.go(lambda: at_handle().moved(side), OPEN, near=0.03, turned=0.5)
     yield from hand.go(lambda: at_handle().moved(0.03 * _Z), OPEN, near=0.012, turned=0.12)
     yield from hand.pause(OPEN)
-    yield from hand.go(at_handle, OPEN, near=0.006, turned=0.08, speed=0.8)
+    yield from hand.go(at_handle, OPEN, near=0.007, speed=0.8)
     yield from hand.grip(CLOSE)
     above = hand.pose.moved(np.append(random.normal(0, 0.02, 2), over - 0.83))
     yield from hand.go(lambda: above, CLOSE, near=0.06, turned=0.5)
