@@ -18,7 +18,7 @@ import numpy as np
 
 from ebt_policy.errors import UserError
 from ebt_policy.tasks.base import Environment, Outcome, Task, missing_extra
-from ebt_policy.tasks.robosuite_experts import make_expert
+from ebt_policy.tasks.robosuite_experts import PLANS, make_expert
 
 ROBOTS = ("IIWA", "Kinova3", "Panda", "Sawyer", "UR5e")
 RATE = 20
@@ -185,6 +185,7 @@ def robosuite_task(name: str) -> Task:
     return Task(
         f"robosuite/{name}", horizon=SCENES[scene].horizon, rate=float(RATE), action_dim=7,
         make=functools.partial(RobosuiteEnvironment, scene, robot),
-        make_expert=functools.partial(make_expert, scene), action_bounds=(-1.0, 1.0),
+        make_expert=functools.partial(make_expert, scene) if scene in PLANS else None,
+        action_bounds=(-1.0, 1.0),
         may_be_shown=functools.partial(_may_be_shown, 2 if scene == "ToolHang" else 1),
     )  # fmt: skip

@@ -233,7 +233,7 @@ def _can(hand: Hand) -> Iterator[np.ndarray]:
     yield from hand.go(lambda: carried(goal + over), CLOSE, near=0.025, turned=0.2)
     yield from hand.go(
         lambda: carried(goal - 0.01 * _Z), CLOSE, near=0,
-        until=lambda: hand.object_pose(7).position[2] < goal[2],
+        until=lambda: bool(hand.object_pose(7).position[2] < goal[2]),
     )  # fmt: skip
     yield from hand.pause(CLOSE)
     yield from hand.grip(OPEN)
@@ -261,9 +261,11 @@ def _square(hand: Hand) -> Iterator[np.ndarray]:
         return Pose(place, hand.upright(nut.yaw + turn + bias, tilt))
 
     def carried(height: float) -> Pose:
-        """The hand's pose that brings the nut over the peg, aligned to it."""
-        nut = Pose(np.append(_PEG, height), _about(_Z, final))
-        return nut @ hand.object_pose(7).inverse() @ hand.pose
+        """The hand's pose that brings the nut over the peg, aligned to it, and down a bit."""
+        now = hand.object_pose(7)
+        # A long way down would leave nothing of the step to correct what is sideways.
+        nut = Pose(np.append(_PEG, max(height, now.position[2] - 0.02)), _about(_Z, final))
+        return nut @ now.inverse() @ hand.pose
 
     yield from hand.go(lambda: at_handle().moved(side), OPEN, near=0.03, turned=0.5)
     yield from hand.go(lambda: at_handle().moved(0.03 * _Z), OPEN, near=0.012, turned=0.12)
@@ -275,15 +277,15 @@ def _square(hand: Hand) -> Iterator[np.ndarray]:
     yield from hand.go(lambda: carried(over), CLOSE, near=0.004, turned=0.05)
     yield from hand.pause(CLOSE)
     yield from hand.go(
-        lambda: carried(low - 0.01), CLOSE, near=0, speed=0.8,
-        until=lambda: hand.object_pose(7).position[2] < low,
+        lambda: carried(low - 0.01), CLOSE, near=0,
+        until=lambda: bool(hand.object_pose(7).position[2] < low),
     )  # fmt: skip
     yield from hand.grip(OPEN)
     gone = hand.pose.moved(0.15 * _Z)
     yield from hand.go(lambda: gone, OPEN, near=0.02)
 
 
-_PLANS: dict[str, Callable[[Hand], Iterator[np.ndarray]]] = {
+PLANS: dict[str, Callable[[Hand], Iterator[np.ndarray]]] = {
     "Lift": _lift,
     "NutAssemblySquare": _square,
     "PickPlaceCan": _can,
@@ -293,7 +295,7 @@ _PLANS: dict[str, Callable[[Hand], Iterator[np.ndarray]]] = {
 def make_expert(task: str, seed: int) -> Expert:
     """The expert of a robosuite task for the episode of a seed; it holds still when it is done."""
     hand = Hand(np.random.default_rng([seed, 1]))
-    plan = _PLANS[task](hand)
+    plan = PLANS[task](hand)
 
     def act(observation: Observation) -> np.ndarray:
         hand.seen = observation
