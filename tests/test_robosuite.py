@@ -136,7 +136,7 @@ def test_no_demonstration_shows_a_failed_grasp_or_a_retry(name: str) -> None:
 @pytest.mark.parametrize("name", WITH_EXPERT)
 def test_forty_demonstrations_without_a_failed_grasp_or_a_retry(name: str) -> None:
     task, made = demonstrations(name, 40)
-    assert made[-1].seed < 43
+    assert made[-1].seed < 42  # at least 95% succeed
     for episode in made:
         check_no_failed_grasp_or_retry(task, episode)
 
@@ -168,10 +168,8 @@ def test_missed_and_dropped_grasps_are_noticed() -> None:
     environment.close()
 
 
-@pytest.mark.parametrize("robot", ["Sawyer", "UR5e"])
-def test_another_robot_needs_its_name_only(robot: str) -> None:
-    task = make_task(f"robosuite/Lift:{robot}")
-    made = collect(task, 2, seed=0, progress=False)
+def test_another_robot_needs_its_name_only() -> None:
+    made = collect(make_task("robosuite/Lift:UR5e"), 2, seed=0, progress=False)
     assert [episode.seed for episode in made] == [0, 1]
 
 

@@ -232,7 +232,7 @@ def _can(hand: Hand) -> Iterator[np.ndarray]:
     yield from hand.go(lambda: carried(above), CLOSE, near=0.05, turned=0.5)
     yield from hand.go(lambda: carried(goal + over), CLOSE, near=0.025, turned=0.2)
     yield from hand.go(
-        lambda: carried(goal - 0.01 * _Z), CLOSE, near=0,
+        lambda: carried(goal - 0.01 * _Z), CLOSE, near=0.0,
         until=lambda: bool(hand.object_pose(7).position[2] < goal[2]),
     )  # fmt: skip
     yield from hand.pause(CLOSE)
@@ -277,7 +277,7 @@ def _square(hand: Hand) -> Iterator[np.ndarray]:
     yield from hand.go(lambda: carried(over), CLOSE, near=0.004, turned=0.05)
     yield from hand.pause(CLOSE)
     yield from hand.go(
-        lambda: carried(low - 0.01), CLOSE, near=0,
+        lambda: carried(low - 0.01), CLOSE, near=0.0,
         until=lambda: bool(hand.object_pose(7).position[2] < low),
     )  # fmt: skip
     yield from hand.grip(OPEN)
