@@ -176,7 +176,10 @@ class Hand:
 
 
 def _equivalent(yaw: float, symmetry: float, random: np.random.Generator) -> float:
-    """How often to add ``symmetry`` to a yaw: mostly to the nearest to 0, sometimes the next."""
+    """What to add to a yaw of an object that looks the same after a turn by ``symmetry``.
+
+    Mostly that which leads nearest to 0, sometimes the next.
+    """
     nearest = -np.round(yaw / symmetry)
     rest = yaw + nearest * symmetry
     if abs(rest) > 0.35 * symmetry and random.random() < 0.5:
@@ -297,9 +300,15 @@ def make_expert(task: str, seed: int) -> Expert:
     hand = Hand(np.random.default_rng([seed, 1]))
     plan = PLANS[task](hand)
 
+    grip = OPEN
+
     def act(observation: Observation) -> np.ndarray:
+        nonlocal grip
         hand.seen = observation
         action = next(plan, None)
-        return hand.action(hand.pose, CLOSE) if action is None else action
+        if action is None:
+            action = hand.action(hand.pose, grip)
+        grip = float(action[-1])
+        return action
 
     return act
