@@ -86,7 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "collect", _collect, "record a scripted expert's successes as robomimic HDF5",
         "ebt-policy collect metaworld/pick-place --episodes 60 --out data/pick-place.hdf5 --seed 0",
     )  # fmt: skip
-    collect.add_argument("task", metavar="TASK", help="planar/fork, metaworld/<task>")
+    collect.add_argument(
+        "task", metavar="TASK", help="planar/fork, metaworld/<task>, robosuite/<task>"
+    )
     collect.add_argument("--episodes", metavar="N", type=int, required=True)
     collect.add_argument("--out", metavar="FILE", required=True, help="HDF5 file to write")
     collect.add_argument("--seed", metavar="S", type=int, default=0, help="of the first start")
@@ -145,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--task",
         metavar="TASK",
         required=True,
-        help="planar/fork, pusht, metaworld/<task>, gym:<id>",
+        help="planar/fork, pusht, metaworld/<task>, robosuite/<task>, gym:<id>",
     )
     evaluation.add_argument("--episodes", metavar="N", type=int, default=50)
     evaluation.add_argument(

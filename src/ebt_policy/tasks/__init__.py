@@ -1,4 +1,4 @@
-"""Tasks by name: ``planar/fork``, ``pusht``, ``metaworld/<task>``, ``gym:<id>``."""
+"""Tasks by name: ``planar/fork``, ``pusht``, ``metaworld/…``, ``robosuite/…``, ``gym:<id>``."""
 
 from __future__ import annotations
 
@@ -25,12 +25,17 @@ def make_task(name: str) -> Task:
         from ebt_policy.tasks.metaworld import metaworld
 
         return metaworld(name.removeprefix("metaworld/"))
+    if name.startswith("robosuite/"):
+        from ebt_policy.tasks.robosuite import robosuite_task
+
+        return robosuite_task(name.removeprefix("robosuite/"))
     if name.startswith("gym:"):
         from ebt_policy.tasks.gymnasium import gymnasium_task
 
         return gymnasium_task(name.removeprefix("gym:"))
     raise UserError(
-        f"--task {name}: unknown; there are planar/fork, pusht, metaworld/<task> and gym:<id>"
+        f"--task {name}: unknown; there are planar/fork, pusht, metaworld/<task>, "
+        "robosuite/<task> and gym:<id>"
     )
 
 

@@ -72,6 +72,8 @@ class Task:
         summarise: from every episode's facts to further keys of an evaluation's result.
         describe: in a few words what the robot did between two observations, where that can be
             told from them.
+        may_be_shown: from a success's facts whether it is fit to be a demonstration, where not
+            all are, for instance because the robot failed at first and tried again.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Task:
     action_bounds: tuple[float, float] | None = None
     summarise: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
     describe: Callable[[Observation, Observation], str] | None = None
+    may_be_shown: Callable[[dict[str, Any]], bool] | None = None
 
 
 def missing_extra(task: str, error: ImportError) -> UserError:

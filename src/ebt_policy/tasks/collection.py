@@ -1,4 +1,4 @@
-"""``collect``: demonstrations of a task's scripted expert, successes only."""
+"""``collect``: demonstrations of a task's scripted expert, successes without a slip only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def collect(task: Task, episodes: int, seed: int, progress: bool = True) -> list
     """Run the expert from the starts ``seed, seed + 1, …`` until enough have succeeded.
 
     Actions are recorded as they were executed (clipped), observations before their action;
-    an episode ends at success.
+    an episode ends at success. Successes that the task says are not fit to be shown count as
+    failures.
 
     Args:
         task: with a scripted expert.
@@ -41,7 +42,8 @@ def collect(task: Task, episodes: int, seed: int, progress: bool = True) -> list
                 )
             episode = _demonstrate(task, environment, seed + tried)
             tried += 1
-            if episode.success:
+            slipped = task.may_be_shown and not task.may_be_shown(environment.facts())
+            if episode.success and not slipped:
                 kept.append(episode)
                 bar.update()
             bar.set_postfix_str(f"expert success {len(kept) / tried:.2f}", refresh=False)

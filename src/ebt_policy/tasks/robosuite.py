@@ -1,0 +1,191 @@
+"""``robosuite/<task>``: Lift, PickPlaceCan, NutAssemblySquare and ToolHang, with robomimic's keys.
+
+A robot other than the Panda follows a colon: ``robosuite/Lift:UR5e``.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ebt_policy.errors import UserError
+from ebt_policy.tasks.base import Environment, Outcome, Task, missing_extra
+from ebt_policy.tasks.robosuite_experts import PLANS, make_expert
+
+ROBOTS = ("IIWA", "Kinova3", "Panda", "Sawyer", "UR5e")
+RATE = 20
+FRAME_HEIGHT, FRAME_WIDTH = 240, 320
+_LOST = 3  # control steps without contact after which an object is lost; shorter gaps are bounces
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What this module has to know of one of robosuite's tasks.
+
+    Attributes:
+        horizon: in control steps.
+        movables: the objects to be grasped, given robosuite's environment.
+    """
+
+    horizon: int
+    movables: Callable[[Any], list[Any]]
+
+
+SCENES = {
+    "Lift": _Scene(400, lambda e: [e.cube]),
+    "NutAssemblySquare": _Scene(400, lambda e: [e.nuts[e.nut_id]]),
+    "PickPlaceCan": _Scene(400, lambda e: [e.objects[e.object_id]]),
+    "ToolHang": _Scene(700, lambda e: [e.frame, e.tool]),
+}
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def _package() -> Any:
+    """Robosuite, without the hundreds of warnings that it logs on import and construction."""
+    if sys.platform == "linux":  # draw without a display, or simulate without drawing
+        has_egl = ctypes.util.find_library("EGL") is not None
+        os.environ.setdefault("MUJOCO_GL", "egl" if has_egl else "disabled")
+    logging.getLogger("robosuite_logs").addFilter(_is_error)
+    try:
+        import robosuite
+    except ImportError as error:
+        raise missing_extra("robosuite/…", error) from error
+    return robosuite
+
+
+class RobosuiteEnvironment(Environment):
+    """A robosuite task at 20 Hz; the seed draws the objects' poses and the arm's joints.
+
+    Actions (7,) in [-1, 1], clipped: the hand's translation (1 is 5 cm) and rotation vector
+    (1 is 0.5 rad) in the frame of the robot's base, for operational space control; and the
+    gripper, above 0 to close and below to open. Observations (float32): ``robot0_eef_pos`` (3,)
+    m; ``robot0_eef_quat`` (4,), x y z w, of the hand's body, as in robomimic's data, not of the
+    grip site, which is turned by 90 degrees; ``robot0_gripper_qpos`` (2,) for the Panda; and
+    ``object``, robosuite 1.5's ``object-state``.
+
+    Args:
+        name: one of ``SCENES``.
+        robot: one of ``ROBOTS``.
+    """
+
+    def __init__(self, name: str, robot: str) -> None:
+        robosuite = _package()
+        config = robosuite.load_composite_controller_config(controller="BASIC")
+        # Without hard resets the cube's size is drawn here, once: the seed fixes it.
+        self._environment: Any = robosuite.make(
+            name, robots=robot, controller_configs=config, control_freq=RATE, seed=0,
+            hard_reset=False, ignore_done=True, use_camera_obs=False,
+            has_renderer=False, has_offscreen_renderer=False,
+        )  # fmt: skip
+        self._movables = SCENES[name].movables(self._environment)
+        self._renderer: Any = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._is_closing = self._is_held = False
+        self._without = 0  # control steps since the last contact of both fingers with an object
+        self._facts = {"closings": 0, "grasps": 0, "drops": 0}
+
+    def reset(self, seed: int) -> dict[str, np.ndarray]:
+        # The placement samplers and the robot hold this very generator: give it a new state.
+        self._environment.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        self._environment.reset()
+        self._begin()
+        return self._observe()
+
+    def step(self, action: np.ndarray) -> Outcome:
+        clipped = np.clip(np.asarray(action, np.float64), -1, 1)
+        self._environment.step(clipped)
+        self._watch(bool(clipped[-1] > 0))
+        success = bool(self._environment._check_success())
+        return Outcome(self._observe(), float(success), success)
+
+    def is_grasping(self) -> bool:
+        """Whether both fingers of a hand touch the same object now."""
+        return any(
+            self._environment._check_grasp(robot.gripper, thing)
+            for robot in self._environment.robots
+            for thing in self._movables
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Closings of the gripper, grasps that came of them, and drops from the closed gripper."""
+        return dict(self._facts)
+
+    def render(self) -> np.ndarray:
+        import mujoco
+
+        sim = self._environment.sim
+        if self._renderer is None:
+            self._renderer = mujoco.Renderer(sim.model._model, FRAME_HEIGHT, FRAME_WIDTH)
+            self._visible = mujoco.MjvOption()
+            self._visible.geomgroup[0] = 0  # shapes for collisions only
+        self._renderer.update_scene(sim.data._data, "agentview", self._visible)
+        return self._renderer.render().copy()
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+        self._environment.close()
+
+    def _watch(self, is_closing: bool) -> None:
+        self._facts["closings"] += is_closing and not self._is_closing
+        self._is_closing = is_closing
+        if self.is_grasping():
+            self._facts["grasps"] += is_closing and not self._is_held
+            self._is_held, self._without = self._is_held or is_closing, 0
+            return
+        self._without += 1
+        if self._is_held and (not is_closing or self._without >= _LOST):
+            self._facts["drops"] += is_closing
+            self._is_held = False
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        # Without force robosuite shows the state one control step ago. An object's pose relative
+        # to the hand is computed from the update before: the second makes it the present one.
+        self._environment._update_observables(force=True)
+        seen = self._environment._get_observations(force_update=True)
+        keys = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+        observation = {key: np.asarray(seen[key], np.float32) for key in keys}
+        return observation | {"object": np.asarray(seen["object-state"], np.float32)}
+
+
+def _may_be_shown(objects: int, facts: dict[str, Any]) -> bool:
+    """Whether every object was grasped at the first try and not let go by accident."""
+    return facts == {"closings": objects, "grasps": objects, "drops": 0}
+
+
+def robosuite_task(name: str) -> Task:
+    """A robosuite task by name, ``Lift`` or ``Lift:UR5e``; 20 steps per second.
+
+    Raises:
+        UserError: there is no such task or robot, or the package is not installed.
+    """
+    scene, colon, robot = name.partition(":")
+    if scene not in SCENES:
+        raise UserError(
+            f"--task robosuite/{name}: no such robosuite task; there are {', '.join(SCENES)}"
+        )
+    if not colon:
+        robot = "Panda"
+    if robot not in ROBOTS:
+        raise UserError(f"--task robosuite/{name}: no such robot; there are {', '.join(ROBOTS)}")
+    _package()
+    return Task(
+        f"robosuite/{name}", horizon=SCENES[scene].horizon, rate=float(RATE), action_dim=7,
+        make=functools.partial(RobosuiteEnvironment, scene, robot),
+        make_expert=functools.partial(make_expert, scene) if scene in PLANS else None,
+        action_bounds=(-1.0, 1.0),
+        may_be_shown=functools.partial(_may_be_shown, 2 if scene == "ToolHang" else 1),
+    )  # fmt: skip

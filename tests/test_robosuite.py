@@ -1,0 +1,196 @@
+"""robosuite tasks: seeded starts, true frames, experts that neither miss nor try again."""
+
+from __future__ import annotations
+
+import gc
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ebt_policy.demonstrations import open_demonstrations
+from ebt_policy.demonstrations.robomimic import Episode, write_robomimic
+from ebt_policy.errors import UserError
+from ebt_policy.tasks import Task, make_task
+from ebt_policy.tasks.base import Environment
+from ebt_policy.tasks.collection import collect
+from ebt_policy.tasks.robosuite import SCENES, RobosuiteEnvironment
+from ebt_policy.windows.windows import ROBOMIMIC_STREAMS, choose_streams
+
+OBJECT_SIZES = {"Lift": 10, "PickPlaceCan": 14, "NutAssemblySquare": 14, "ToolHang": 44}
+WITH_EXPERT = ["Lift", "PickPlaceCan", "NutAssemblySquare"]
+
+
+def trajectory(environment: Environment, seed: int, steps: int = 8) -> np.ndarray:
+    seen = [environment.reset(seed)]
+    random = np.random.default_rng(0)
+    seen += [environment.step(random.uniform(-1, 1, 7)).observation for _ in range(steps)]
+    return np.stack([np.concatenate([s[key] for key in ROBOMIMIC_STREAMS]) for s in seen])
+
+
+@pytest.mark.parametrize("name", OBJECT_SIZES)
+def test_a_seed_is_a_start_whatever_came_before(name: str) -> None:
+    task = make_task(f"robosuite/{name}")
+    environment, fresh = task.make(), task.make()
+    other = trajectory(environment, 8, steps=20)
+    first = trajectory(environment, 7)
+    assert (trajectory(fresh, 7) == first).all()
+    assert (trajectory(environment, 7) == first).all()
+    assert abs(other[0] - first[0]).max() > 1e-3
+    environment.close()
+    fresh.close()
+
+
+@pytest.mark.parametrize("name", OBJECT_SIZES)
+def test_observations_are_robomimics_and_of_the_present(name: str) -> None:
+    environment = make_task(f"robosuite/{name}").make()
+    observation = environment.reset(0)
+    assert tuple(observation) == ROBOMIMIC_STREAMS
+    sizes = [values.shape for values in observation.values()]
+    assert sizes == [(3,), (4,), (2,), (OBJECT_SIZES[name],)]
+    assert all(values.dtype == np.float32 for values in observation.values())
+    for _ in range(3):
+        observation = environment.step(np.array([1.0, 1, 1, 0, 0, 1, -1])).observation
+    assert isinstance(environment, RobosuiteEnvironment)
+    simulator = environment._environment
+    site = simulator.robots[0].eef_site_id["right"]
+    assert observation["robot0_eef_pos"] == pytest.approx(simulator.sim.data.site_xpos[site])
+    if name == "Lift":  # the cube's position, then the cube as seen from the hand
+        between = observation["object"][:3] - observation["robot0_eef_pos"]
+        assert observation["object"][7:] == pytest.approx(between, abs=1e-6)
+    environment.close()
+
+
+def test_frames_are_real_upright_and_change() -> None:
+    environment = make_task("robosuite/Lift").make()
+    environment.reset(3)
+    first = environment.render()
+    gc.collect()
+    assert (environment.render() == first).all()
+    assert first.shape == (240, 320, 3)
+    assert first.dtype == np.uint8
+    assert first.std() > 5
+    red = (first[..., 0] > 90) & (first[..., 1:].max(-1) < 60)
+    assert red.sum() > 20  # the cube
+    for _ in range(10):
+        environment.step(np.full(7, 0.5))
+    gc.collect()
+    moved = environment.render()
+    assert (moved != first).mean() > 0.01
+    environment.reset(3)
+    assert (environment.render() == first).all()
+    environment.close()
+
+
+@cache
+def demonstrations(name: str, episodes: int) -> tuple[Task, tuple[Episode, ...]]:
+    task = make_task(f"robosuite/{name}")
+    return task, tuple(collect(task, episodes, seed=0, progress=False))
+
+
+@pytest.mark.parametrize("name", WITH_EXPERT)
+def test_experts_succeed(name: str) -> None:
+    _, made = demonstrations(name, 4)
+    assert max(episode.seed for episode in made) < 5  # one failure at most
+    for episode in made:
+        assert abs(episode.actions).max() <= 1
+        assert len(episode.actions) < 250
+    starts = np.stack([episode.observations["object"][0] for episode in made])
+    assert starts.std(0).max() > 1e-3
+
+
+def contacts(task: Task, episode: Episode) -> tuple[np.ndarray, np.ndarray]:
+    """Replay a demonstration: whether the gripper was told to close and whether it held."""
+    environment = task.make()
+    assert isinstance(environment, RobosuiteEnvironment)
+    environment.reset(episode.seed)
+    held = []
+    for action in episode.actions:
+        outcome = environment.step(action)
+        held.append(environment.is_grasping())
+    assert outcome.success
+    environment.close()
+    return episode.actions[:, -1] > 0, np.array(held)
+
+
+def check_no_failed_grasp_or_retry(task: Task, episode: Episode) -> None:
+    closing, held = contacts(task, episode)
+    assert (np.diff(closing.astype(int)) == 1).sum() == 1  # the gripper closes once
+    grasped = int(np.argmax(closing & held))
+    assert (closing & held).any()
+    after = closing[grasped:]
+    lost = after & ~held[grasped:]
+    # Between the grasp and the release the object never leaves the fingers.
+    assert not any(lost[i : i + 3].all() for i in range(len(lost) - 2))
+
+
+@pytest.mark.parametrize("name", WITH_EXPERT)
+def test_no_demonstration_shows_a_failed_grasp_or_a_retry(name: str) -> None:
+    task, made = demonstrations(name, 4)
+    for episode in made[:2]:
+        check_no_failed_grasp_or_retry(task, episode)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_EXPERT)
+def test_forty_demonstrations_without_a_failed_grasp_or_a_retry(name: str) -> None:
+    task, made = demonstrations(name, 40)
+    assert made[-1].seed < 42  # at least 95% succeed
+    for episode in made:
+        check_no_failed_grasp_or_retry(task, episode)
+
+
+def test_missed_and_dropped_grasps_are_noticed() -> None:
+    task = make_task("robosuite/Lift")
+    assert task.make_expert is not None
+    assert task.may_be_shown is not None
+    environment = task.make()
+    environment.reset(0)
+    for grip in (1, 1, -1, -1, 1):
+        environment.step(np.array([0, 0, 0, 0, 0, 0, grip]))
+    assert environment.facts() == {"closings": 2, "grasps": 0, "drops": 0}
+    assert not task.may_be_shown(environment.facts())
+
+    expert, observation, success = task.make_expert(0), environment.reset(0), False
+    while not success:
+        outcome = environment.step(expert(observation))
+        observation, success = outcome.observation, outcome.success
+    assert environment.facts() == {"closings": 1, "grasps": 1, "drops": 0}
+    assert task.may_be_shown(environment.facts())
+    assert isinstance(environment, RobosuiteEnvironment)
+    data = environment._environment.sim.data
+    data.set_joint_qpos("cube_joint0", [0.2, 0.2, 0.83, 1, 0, 0, 0])  # snatched away
+    for _ in range(5):
+        environment.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))
+    assert environment.facts() == {"closings": 1, "grasps": 1, "drops": 1}
+    assert not task.may_be_shown(environment.facts())
+    environment.close()
+
+
+def test_another_robot_needs_its_name_only() -> None:
+    made = collect(make_task("robosuite/Lift:UR5e"), 2, seed=0, progress=False)
+    assert [episode.seed for episode in made] == [0, 1]
+
+
+def test_what_was_collected_can_be_trained_on(tmp_path: Path) -> None:
+    task, made = demonstrations("Lift", 4)
+    file = tmp_path / "lift.hdf5"
+    write_robomimic(
+        file, made, task.name, {"control_freq": task.rate, "action_bounds": task.action_bounds}
+    )
+    opened = open_demonstrations(file)
+    assert opened.episodes == 4
+    assert opened.rate == 20
+    assert opened.action_bounds == (-1, 1)
+    assert tuple(choose_streams(opened, None)) == ROBOMIMIC_STREAMS
+
+
+def test_unknown_names_are_named() -> None:
+    for name, message in [
+        ("robosuite/Lifft", f"no such robosuite task; there are {', '.join(SCENES)}"),
+        ("robosuite/Lift:Pandda", "no such robot; there are IIWA, Kinova3, Panda, Sawyer, UR5e"),
+        ("robosuite/Lift:", "no such robot"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            make_task(name)
