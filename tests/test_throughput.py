@@ -115,6 +115,8 @@ def test_bench_loading_writes_rates_and_memory(tmp_path: Path, hdf5: Path) -> No
     assert found["ratio"] > 1
     small, large = found["memory"]
     assert (small["windows"], large["windows"]) == (90, 900)
+    assert large["index_mb"] == pytest.approx(900 * 32 / 1e6, abs=0.01)
+    assert 0 <= large["taken_mb"] < large["index_mb"] + 30
     assert main(["bench", "loading", "--data", str(tmp_path / "nothing.hdf5")]) == 2
 
 

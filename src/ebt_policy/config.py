@@ -372,7 +372,8 @@ class TrainingConfig:
     Attributes:
         batch_size: of one optimiser step, all processes and parts together.
         accumulation: parts that a process cuts its share of a batch into, one after the other:
-            less memory, the same step.
+            less memory, the same step for a loss without random numbers; the width that ``basin``
+            fits is that of each part.
         shard_optimizer: AdamW's moments divided among the processes (ZeRO, stage 1) instead of
             kept by each.
         compile: fuse the training step with ``torch.compile``: up to twice as many steps a second

@@ -19,6 +19,7 @@ from ebt_policy.benchmarks.floor import Floor, Shape, multiply_adds, products, t
 from ebt_policy.benchmarks.memory import peak_mb
 from ebt_policy.benchmarks.variants import VARIANTS, Variant
 from ebt_policy.policies.base import Policy
+from ebt_policy.policies.export import check_packages
 from ebt_policy.provenance import provenance
 from ebt_policy.training.trainer import check_compiler
 
@@ -45,7 +46,8 @@ def measure_latency(
         exported: measure exported policies besides, on the CPU (exporting takes minutes).
 
     Returns:
-        ``rows``; a row has, beyond its variant and ``runtime``, ``runtime_threads`` (those that
+        ``rows``; a row has, beyond its variant and ``runtime`` (``compiled`` is true of all but
+        ``torch``), ``runtime_threads`` (those that
         were used of the allowed ``threads``), ``encode_ms`` (the observation's share of it; none
         for an exported graph), ``multiply_adds``, ``floor_ms`` (of the matrix
         products alone) and ``peak_mb`` (largest resident memory of a process that makes one
@@ -54,11 +56,20 @@ def measure_latency(
     """
     if compiled:
         check_compiler(device, "--compile")
-    floor, rows = Floor(device), []
+    if exported:
+        check_packages()
+    rows, before = [], torch.get_num_threads()
     runtimes = [EAGER, *([COMPILED] if compiled else []), *([EXPORTED] if exported else [])]
     chosen = [(v, r) for r in runtimes for v in VARIANTS if r == EAGER or v.is_optimised]
     counts = {variant: _products(variant, preset, device) for variant in VARIANTS}
-    before = torch.get_num_threads()
+    # Before there are policies, whose threads would disturb it.
+    cpu = torch.device("cpu")
+    places = {runtime: Floor(cpu if runtime == EXPORTED else device) for runtime in runtimes}
+    floors = dict[tuple[Variant, str, int], float]()
+    for number in threads:
+        torch.set_num_threads(number)
+        for variant, runtime in chosen:
+            floors[variant, runtime, number] = places[runtime].milliseconds(counts[variant])
     with tempfile.TemporaryDirectory() as folder:
         made = list[Policy | ExportedChunk]()
         peaks = list[float]()
@@ -103,15 +114,14 @@ def measure_latency(
                 best = int(np.argmin([np.median(parts[0]) for parts in measured]))
                 chunk, *encode = measured[best]
                 p50, p95, p99 = np.percentile(chunk, [50, 95, 99])
-                on = "cpu" if runtime == EXPORTED else device.type
                 rows.append({
-                    **asdict(variant), "threads": number, "device": on,
+                    **asdict(variant), "threads": number, "device": places[runtime].device.type,
                     "compiled": runtime != EAGER, "runtime": runtime,
                     "runtime_threads": best + 1 if runtime == EXPORTED else number,
                     "p50_ms": round(p50, 3), "p95_ms": round(p95, 3), "p99_ms": round(p99, 3),
                     "encode_ms": round(float(np.median(encode)), 3) if encode else None,
                     "multiply_adds": multiply_adds(counts[variant]),
-                    "floor_ms": round(floor.milliseconds(counts[variant]), 3), "peak_mb": peak,
+                    "floor_ms": round(floors[variant, runtime, number], 3), "peak_mb": peak,
                 })  # fmt: skip
     torch.set_num_threads(before)
     return {"preset": preset, "rounds": rounds, "rows": rows, **provenance()}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ebt_policy.config import PRESETS, PolicyConfig, StreamConfig, TrainingConfig
+from ebt_policy.config import PRESETS, PolicyConfig, TrainingConfig, WindowConfig
 from ebt_policy.demonstrations import Demonstrations, open_demonstrations
 from ebt_policy.provenance import provenance
 from ebt_policy.training.trainer import Trainer
@@ -99,8 +99,11 @@ def measure_loading(
                 whole.append(ended - gathered)
         memory = []
         for times in (1, _LARGER):
+            repeated = Repeated(demonstrations, times)
+            kept = Path(folder) / f"arrays-{times}"
+            store_arrays(repeated, streams, kept)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                arguments = (data, streams, times, config, batch_size, Path(folder))
+                arguments = (kept, repeated.episode_ends, config.windows, batch_size)
                 memory.append(pool.submit(_memory, *arguments).result())
     return {
         "data": demonstrations.path.name, "preset": preset, "batch_size": batch_size,
@@ -113,18 +116,13 @@ def measure_loading(
 
 
 def _memory(
-    data: str, streams: dict[str, StreamConfig], times: int, config: PolicyConfig,
-    batch_size: int, folder: Path,
-) -> dict[str, Any]:  # fmt: skip
-    """What gathering takes of this process's own memory, the data read and written before."""
+    kept: Path, episode_ends: np.ndarray, config: WindowConfig, batch_size: int
+) -> dict[str, Any]:
+    """What gathering takes of this process's own memory, in a process that does only that."""
     torch.set_num_threads(1)
-    demonstrations = Repeated(open_demonstrations(data), times)
-    kept = folder / f"arrays-{times}"
-    store_arrays(demonstrations, streams, kept)
     before = _own_mb()
     arrays = map_arrays(kept)
-    episodes = np.arange(demonstrations.episodes)
-    windows = Windows(arrays, demonstrations.episode_ends, episodes, config.windows)
+    windows = Windows(arrays, episode_ends, np.arange(len(episode_ends)), config)
     order = BatchOrder(len(windows), batch_size, seed=0)
     for step in range(_BATCHES):
         windows.gather(order.indices(step))

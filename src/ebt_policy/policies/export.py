@@ -74,14 +74,10 @@ def export_onnx(policy: Policy, path: Path) -> dict[str, Any]:
             ``onnx`` are missing, the file cannot be written, or it computes something else.
     """
     check_exportable(policy.config)
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"export: {error.name} is missing; install it with: pip install 'ebt-policy[onnx]'"
-        ) from error
+    check_packages()
+    import onnx
+    import onnxruntime
+
     policy = policy.eval()
     windows = policy.config.windows
     random = torch.Generator().manual_seed(0)
@@ -136,7 +132,7 @@ def to_onnx(
     """The graph of a module with fixed shapes, as an ``onnx.ModelProto``.
 
     Constants are folded here: of the many rewriting rules that the exporter would try besides,
-    none makes these graphs faster in onnxruntime, and they take minutes.
+    none makes these graphs faster in onnxruntime, and they take most of the time.
 
     Args:
         module: what is exported.
@@ -158,6 +154,22 @@ def to_onnx(
     fold_constants(program.model)
     remove_unused_nodes(program.model)
     return program.model_proto
+
+
+def check_packages() -> None:
+    """Check that the packages of the extra ``onnx`` are there.
+
+    Raises:
+        UserError: names the first that is not.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"export: {error.name} is missing; install it with: pip install 'ebt-policy[onnx]'"
+        ) from error
 
 
 def check_exportable(config: PolicyConfig) -> None:

@@ -188,10 +188,18 @@ class Trainer:
         if still and self.accelerator.is_main_process:
             print(f"constant action dimensions, kept at their value: {still}")
         self.order = BatchOrder(len(self.windows), config.batch_size, config.seed)
+        if self.order.batch_size < world * config.accumulation:
+            raise UserError(
+                f"{demonstrations.path}: {len(self.windows)} training windows cannot be shared by "
+                f"{world} processes in {config.accumulation} parts each (training.accumulation)"
+            )
         self.ema = copy.deepcopy(policy).to(self.device).eval().requires_grad_(False)
         self.policy = policy.to(self.device).train()
         settings: dict[str, Any] = {
-            "lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True,
+            "lr": config.learning_rate, "weight_decay": config.weight_decay,
+            # A resumed sharded optimiser has its step counts on the CPU, which fused kernels on
+            # an accelerator do not take.
+            "fused": not config.shard_optimizer,
         }  # fmt: skip
         self.shards: Any = None
         if config.shard_optimizer:
@@ -449,15 +457,17 @@ class Trainer:
             check_state(module, part, str(folder))
             module.load_state_dict(part)
         load_optimizer_tensors(self.optimizer, tensors)
-        index = self.accelerator.process_index
-        torch.set_rng_state(_row(tensors["random"], index, folder))
+        index, processes = self.accelerator.process_index, self.accelerator.num_processes
+        torch.set_rng_state(_row(tensors["random"], index, processes, folder))
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(_row(tensors["random_cuda"], index, folder), self.device)
+            torch.cuda.set_rng_state(
+                _row(tensors["random_cuda"], index, processes, folder), self.device
+            )
         self.step, self.seconds = progress.step, progress.seconds
 
 
-def _row(states: Tensor, index: int, folder: Path) -> Tensor:
-    if index >= len(states):
+def _row(states: Tensor, index: int, processes: int, folder: Path) -> Tensor:
+    if processes != len(states):
         raise UserError(
             f"--resume: {folder} was written by {len(states)} processes; use as many again"
         )
