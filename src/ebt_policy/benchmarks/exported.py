@@ -45,7 +45,6 @@ class ExportedChunk:
     """
 
     def __init__(self, variant: Variant, preset: str, folder: Path) -> None:
-        self.variant = variant
         self.policy = variant.make(preset)
         if variant.policy == "diffusion":
             self.files = _diffusion_graphs(self.policy, folder)
@@ -84,18 +83,15 @@ class ExportedChunk:
         memory = remember.run(None, seen)
         given = dict(zip((i.name for i in evaluate.get_inputs()[2:]), memory, strict=True))
         shape = (1, self.policy.config.windows.horizon, ACTION_DIM)
-        x = random.standard_normal(shape, dtype=np.float32)
         training_steps = self.policy.config.diffusion.training_steps
-        for when, (now, to_clean, to_here, to_noise, spread) in zip(
-            self.policy.times, self.policy.table, strict=True
-        ):
-            level = np.array([when / training_steps], np.float32)
-            (noise,) = evaluate.run(None, {"chunk": x, "level": level, **given})
-            clean = ((x - (1 - now) ** 0.5 * noise) * now**-0.5).clip(-1, 1)
-            x = to_clean * clean + (to_noise * noise if to_noise else to_here * x)
-            if spread:
-                x = x + spread * random.standard_normal(shape, dtype=np.float32)
-        return x
+        levels = np.array(self.policy.times, np.float32)[:, None] / training_steps
+
+        def evaluated(x: np.ndarray, step: int) -> np.ndarray:
+            return evaluate.run(None, {"chunk": x, "level": levels[step], **given})[0]
+
+        return self.policy.denoise(
+            evaluated, lambda: random.standard_normal(shape, dtype=np.float32)
+        )
 
 
 class _Remember(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import re
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ebt_policy.benchmarks.memory import own_mb
 from ebt_policy.config import PRESETS, PolicyConfig, TrainingConfig, WindowConfig
 from ebt_policy.demonstrations import Demonstrations, open_demonstrations
 from ebt_policy.provenance import provenance
@@ -120,7 +120,7 @@ def _memory(
 ) -> dict[str, Any]:
     """What gathering takes of this process's own memory, in a process that does only that."""
     torch.set_num_threads(1)
-    before = _own_mb()
+    before = own_mb("RssAnon")
     arrays = map_arrays(kept)
     windows = Windows(arrays, episode_ends, np.arange(len(episode_ends)), config)
     order = BatchOrder(len(windows), batch_size, seed=0)
@@ -132,12 +132,5 @@ def _memory(
         "windows": len(windows),
         "data_mb": round(sum(v.nbytes for v in values) / 1e6, 2),
         "index_mb": round(sum(t.untyped_storage().nbytes() for t in index) / 1e6, 2),
-        "taken_mb": round(_own_mb() - before, 2),
+        "taken_mb": round(own_mb("RssAnon") - before, 2),
     }
-
-
-def _own_mb() -> float:
-    status = Path("/proc/self/status").read_text()
-    found = re.search(r"RssAnon:\s*(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) * 1024 / 1e6

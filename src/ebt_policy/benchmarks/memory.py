@@ -30,7 +30,12 @@ def _measured(computation: Callable[..., Any], *arguments: Any) -> float:
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 1e6, 1)
     # Not getrusage: its maximum is inherited from the parent.
+    return round(own_mb("VmHWM"), 1)
+
+
+def own_mb(account: str) -> float:
+    """This process's memory by one of Linux's accounts (``VmHWM``, ``RssAnon``), in megabytes."""
     status = Path("/proc/self/status").read_text()
-    found = re.search(r"VmHWM:\s*(\d+) kB", status)
+    found = re.search(rf"{account}:\s*(\d+) kB", status)
     assert found is not None
-    return round(int(found[1]) * 1024 / 1e6, 1)
+    return int(found[1]) * 1024 / 1e6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,14 +130,25 @@ class BareDiffusionPolicy(DiffusionPolicy):
         memory = self.network.remember(observation)
         batch, device = len(memory[0][0]), memory[0][0].device
         shape = (self.config.windows.horizon, self.config.action_dim)
-        x = draw(shape, batch, generators, device)
         levels = self._level(torch.tensor(self.times, device=device))
-        for level, (now, to_clean, to_here, to_noise, spread) in zip(
-            levels, self.table, strict=True
-        ):
-            noise = self.network(x, memory, level.expand(batch))
-            clean = ((x - (1 - now) ** 0.5 * noise) * now**-0.5).clamp(-1, 1)
+        x = self.denoise(
+            lambda x, step: self.network(x, memory, levels[step].expand(batch)),
+            lambda: draw(shape, batch, generators, device),
+        )
+        return x, torch.full((batch,), len(self.times)), None
+
+    def denoise(self, evaluate: Callable[[Any, int], Any], fresh: Callable[[], Any]) -> Any:
+        """The loop of the equations above, on tensors or on arrays.
+
+        Args:
+            evaluate: the noise in x at a step.
+            fresh: standard normal draws of the shape of x.
+        """
+        x = fresh()
+        for step, (now, to_clean, to_here, to_noise, spread) in enumerate(self.table):
+            noise = evaluate(x, step)
+            clean = ((x - (1 - now) ** 0.5 * noise) * now**-0.5).clip(-1, 1)
             x = to_clean * clean + (to_noise * noise if to_noise else to_here * x)
             if spread:
-                x = x + spread * draw(shape, batch, generators, device)
-        return x, torch.full((batch,), len(self.times)), None
+                x = x + spread * fresh()
+        return x

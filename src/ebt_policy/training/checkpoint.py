@@ -117,8 +117,5 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = value
-    groups = [
-        {**{k: v for k, v in group.items() if k != "params"}, "params": list(range(count))}
-        for group, count in ((group, len(group["params"])) for group in optimizer.param_groups)
-    ]
+    groups = [g | {"params": list(range(len(g["params"])))} for g in optimizer.param_groups]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
