@@ -18,13 +18,14 @@ import torch
 
 from ebt_policy.benchmarks.floor import multiply_adds, products
 from ebt_policy.benchmarks.landscape import fork_landscape
-from ebt_policy.benchmarks.objectives import (
+from ebt_policy.benchmarks.study import (
     EVALUATION_SEED,
     LANDSCAPE,
     PRESET,
     QUALITY,
     Act,
     Cell,
+    Study,
 )
 from ebt_policy.config import PolicyConfig, StreamConfig, TrainingConfig, from_json, override
 from ebt_policy.demonstrations import open_demonstrations
@@ -82,7 +83,7 @@ def training_steps(cell: Cell, folder: Path) -> int:
             "measures what a step of each method costs, on a machine that does nothing else"
         )
     cost = json.loads(path.read_text())["methods"][cell.method.name]
-    return round(1e3 * cell.task.budget / cost["ms"])
+    return round(1e3 * cell.share * cell.task.budget / cost["ms"])
 
 
 def missing_acts(cell: Cell, folder: Path) -> list[Act]:
@@ -127,7 +128,9 @@ def _settings(config: PolicyConfig) -> dict[str, Any]:
     return {name: found[name] for name in names}
 
 
-def run_cells(chosen: list[Cell], work: Path, results: Path, pusht: Path, jobs: int) -> None:
+def run_cells(
+    study: Study, chosen: list[Cell], work: Path, results: Path, pusht: Path, jobs: int
+) -> None:
     """Run cells that lack results, ``jobs`` of them beside each other, each in its own process.
 
     Raises:
@@ -143,7 +146,7 @@ def run_cells(chosen: list[Cell], work: Path, results: Path, pusht: Path, jobs: 
 
     def one(cell: Cell) -> None:
         command = [
-            sys.executable, "-m", "ebt_policy.cli.main", "bench", "objectives", "--only", cell.name,
+            sys.executable, "-m", "ebt_policy.cli.main", "bench", study.name, "--only", cell.name,
             "--work", str(work), "--results", str(results), "--pusht", str(pusht), "--here",
         ]  # fmt: skip
         code = subprocess.run(command).returncode
@@ -275,7 +278,7 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
         # Today's descent, not the one of the training's day.
         config = dataclasses.replace(policy.config, descent=_config(cell).descent)
         acting = getattr(override(config, act.settings), policy.acting)
-    rollout = Rollout(str(run), cell.task.name, acting)
+    rollout = Rollout(str(run), cell.task.name + act.disturbance, acting)
     result = evaluate(rollout, cell.task.episodes, EVALUATION_SEED)
     records = result.pop("records")
     for key in ("moments", "policy", "task", "seeds"):
