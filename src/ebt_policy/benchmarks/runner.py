@@ -41,6 +41,7 @@ from ebt_policy.windows.arrays import load_arrays
 from ebt_policy.windows.windows import Windows, split_episodes
 
 QUALITY_OBSERVATIONS = 500
+_AROUND = range(-2, 7)  # chunks
 # Demonstrations that no method learns from, where an expert can make them.
 HELD_OUT_EPISODES, HELD_OUT_SEED = 60, 50_000
 
@@ -288,17 +289,38 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
         for doing, taken in zip(record["doing"], record["descent_steps"], strict=False):
             counts = steps_by_doing.setdefault(doing, {})
             counts[taken] = counts.get(taken, 0) + 1
-    return result | {
-        "first_seed": EVALUATION_SEED,
-        "scores": [round(record["score"], 4) for record in records],
-        "successes": [int(record["success"]) for record in records],
-        "steps_by_doing": steps_by_doing,
-        "first_episode": {
-            "steps": records[0]["descent_steps"],
-            "doing": records[0]["doing"],
-            "energy": [round(value, 3) for value in records[0]["energy"]],
-        },
-    }
+    around = _energy_around(records, policy.config.windows.action_steps)
+    return (
+        result
+        | ({"energy_around": around} if around else {})
+        | {
+            "first_seed": EVALUATION_SEED,
+            "scores": [round(record["score"], 4) for record in records],
+            "successes": [int(record["success"]) for record in records],
+            "steps_by_doing": steps_by_doing,
+            "first_episode": {
+                "steps": records[0]["descent_steps"],
+                "doing": records[0]["doing"],
+                "energy": [round(value, 3) for value in records[0]["energy"]],
+            },
+        }
+    )
+
+
+def _energy_around(records: list[dict[str, Any]], action_steps: int) -> dict[str, float]:
+    """Mean energy of the chunks before and after the one in which a disturbance took effect.
+
+    By the number of chunks after it: -1 is the one before, 0 that in which it happened and which
+    did not know of it, 1 the first that saw it.
+    """
+    found: dict[int, list[float]] = {}
+    for record in records:
+        if record["facts"].get("took_effect") and record["energy"]:
+            first = record["facts"]["disturbed_at"] // action_steps
+            for place in _AROUND:
+                if 0 <= first + place < len(record["energy"]):
+                    found.setdefault(place, []).append(record["energy"][first + place])
+    return {str(place): round(float(np.mean(found[place])), 4) for place in sorted(found)}
 
 
 def _windows(
