@@ -173,6 +173,31 @@ def build_parser() -> argparse.ArgumentParser:
         help="any other setting of acting, e.g. descent.tolerance=0.01",
     )  # fmt: skip
 
+    calibrate = _command(
+        commands, "calibrate", _calibrate,
+        "an alarm for a policy: is the robot where no demonstration was?",
+        "ebt-policy calibrate runs/pick-place --data data/pick-place.hdf5 "
+        "--task metaworld/pick-place",
+    )  # fmt: skip
+    calibrate.add_argument("run", metavar="RUN", help="folder of the run")
+    calibrate.add_argument(
+        "--data", metavar="PATH", required=True, help="the demonstrations it was trained on"
+    )
+    calibrate.add_argument(
+        "--task", metavar="TASK",
+        help="take the threshold from successful episodes here (default: from held-out "
+        "demonstrations)",
+    )  # fmt: skip
+    calibrate.add_argument(
+        "--false-alarms", metavar="RATE", type=float, default=0.05,
+        help="share of successful episodes with an alarm (default: 0.05)",
+    )  # fmt: skip
+    calibrate.add_argument(
+        "--episodes", metavar="N", type=_count, default=400,
+        help="successful ones of the task (default: 400)",
+    )  # fmt: skip
+    calibrate.add_argument("--seed", metavar="S", type=int, default=500_000, help="first start")
+
     merge = _command(
         commands, "merge", _merge, "join evaluations of one policy on different starts",
         "ebt-policy merge machine-1.json machine-2.json --out all.json",
@@ -489,6 +514,20 @@ def _eval(options: argparse.Namespace) -> None:
     _print_result(result)
 
 
+def _calibrate(options: argparse.Namespace) -> None:
+    from ebt_policy.demonstrations import open_demonstrations
+    from ebt_policy.evaluation.calibration import calibrate
+
+    alarm = calibrate(
+        Path(options.run), open_demonstrations(options.data), options.false_alarms, options.task,
+        options.episodes, options.seed,
+    )  # fmt: skip
+    print(
+        f"{options.run}: alarm above {alarm.threshold:.4g}, at most {alarm.rate:g} of successful "
+        f"episodes; from {alarm.source}"
+    )
+
+
 def _merge(options: argparse.Namespace) -> None:
     from ebt_policy.evaluation.results import merge_results, to_text
     from ebt_policy.policies.files import replace_file
@@ -508,6 +547,12 @@ def _print_result(result: dict[str, Any]) -> None:
         f"{result['score_ci95'][1]:.3f}], {result['descent_steps_mean']:.1f} steps per chunk, "
         f"{latency['p50']:.1f} ms p50, {latency['p95']:.1f} ms p95, {result['episodes']} episodes"
     )
+    for which, found in result.get("alarms", {}).items():
+        low, high = found["ci95"]
+        print(
+            f"alarm in {found['rate']:.3f} [{low:.3f}, {high:.3f}] of the {found['episodes']} "
+            f"{which.removeprefix('of_')}"
+        )
 
 
 def _report(options: argparse.Namespace) -> None:
