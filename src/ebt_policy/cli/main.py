@@ -18,8 +18,9 @@ from ebt_policy.errors import UserError
 
 # The extra that brings a library which a command needs.
 EXTRAS = {
-    "accelerate": "train", "diffusers": "baselines", "h5py": "data", "imageio_ffmpeg": "report",
-    "matplotlib": "report", "tensorboard": "train", "zarr": "data",
+    "accelerate": "train", "av": "lerobot", "diffusers": "baselines", "h5py": "data",
+    "imageio_ffmpeg": "report", "matplotlib": "report", "PIL": "lerobot", "pyarrow": "lerobot",
+    "tensorboard": "train", "zarr": "data",
 }  # fmt: skip
 # What another option decides, together with the settings that belong to it.
 _OWN_OPTION = {"policy": "--policy", "objective": "--objective", "streams": "--obs"}
@@ -72,7 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
         actions, "info", _data_info, "show what a file of demonstrations holds, and its problems",
         "ebt-policy data info data/pusht_cchi_v7_replay.zarr",
     )  # fmt: skip
-    info.add_argument("path", metavar="PATH", help="robomimic HDF5, or zarr folder or .zarr.zip")
+    info.add_argument(
+        "path", metavar="PATH", help="robomimic HDF5, zarr folder or .zarr.zip, or LeRobot folder"
+    )
     info.add_argument("--filter", metavar="KEY", help="robomimic filter key, e.g. train")
     get = _command(
         actions, "get", _data_get, "download a published data set and verify it",
@@ -349,7 +352,7 @@ def _data_info(options: argparse.Namespace) -> None:
     from ebt_policy.demonstrations import open_demonstrations
     from ebt_policy.demonstrations.inspection import inspect
 
-    print(inspect(open_demonstrations(options.path, options.filter)).text())
+    print(inspect(open_demonstrations(options.path, options.filter, with_faults=True)).text())
 
 
 def _data_get(options: argparse.Namespace) -> None:

@@ -12,7 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.demonstrations.base import Demonstrations, KeyInfo, is_numeric
+from ebt_policy.demonstrations.base import (
+    Demonstrations,
+    KeyInfo,
+    is_numeric,
+    split_outcomes,
+)
 from ebt_policy.errors import UserError
 
 ACTION = "action"
@@ -105,11 +110,14 @@ class ZarrDemonstrations(Demonstrations):
             raise UserError(f"{path}: data/action has shape {action.shape}, expected (steps, A)")
         self._action, self._arrays = action, arrays
         self.actions = KeyInfo(tuple(action.shape[1:]), action.dtype)
-        self.observations = {
-            name: KeyInfo(tuple(array.shape[1:]), array.dtype)
-            for name, array in arrays.items()
-            if is_numeric(array.dtype)
-        }
+        self.unread = [name for name, array in arrays.items() if not is_numeric(array.dtype)]
+        self.observations, self.outcomes = split_outcomes(
+            {
+                name: KeyInfo(tuple(array.shape[1:]), array.dtype)
+                for name, array in arrays.items()
+                if name not in self.unread
+            }
+        )
         if set(arrays) >= PUSHT_KEYS:
             self.rate, self.action_bounds = 10.0, (0.0, 512.0)
 
