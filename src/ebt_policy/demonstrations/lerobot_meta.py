@@ -16,7 +16,7 @@ from ebt_policy.errors import UserError
 ACTION = "action"
 INFO = "meta/info.json"
 # LeRobot's own columns, and their types.
-INDEX_COLUMNS = {
+INDEX_COLUMNS: dict[str, np.dtype] = {
     "timestamp": np.dtype(np.float32),
     "frame_index": np.dtype(np.int64),
     "episode_index": np.dtype(np.int64),
