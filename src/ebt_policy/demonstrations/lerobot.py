@@ -211,7 +211,8 @@ class LeRobotDemonstrations(Demonstrations):
             part = values.slice(len(values) - (group_end - start), end - start)
             parts.append(self._decode(key, info, part, start, file.name))
             start = end
-            number += start == self.file_ends[number]
+            if start == self.file_ends[number]:
+                number += 1
         return np.concatenate(parts)
 
     def _group(self, key: str, number: int, group: int) -> Any:
