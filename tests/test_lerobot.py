@@ -163,7 +163,7 @@ FAULTS: dict[str, tuple[Break, str]] = {
     "column": (_no_column, r"data/.*: column observation.state is missing"),
     "type": (
         _two_grips,
-        r"observation.grip is stored as fixed_size_list<.*, meta/info.json says \(1,\)",
+        r"observation.grip is stored as fixed_size_list<.*, .* says \(1,\)",
     ),
     "episodes": (_info("total_episodes", 9), "total_episodes is 9, the data files have 4"),
     "steps": (_info("total_frames", 99), "total_frames is 99, meta/episodes has 42"),

@@ -106,6 +106,8 @@ def convert(
         raise UserError(f"{target}: exists already; choose another name or remove it")
     if isinstance(source, _KINDS[to]) and source.format != "LeRobotDataset v2.1":
         raise UserError(f"{source.path}: is a {source.format} already")
+    if rate is not None and not rate > 0:
+        raise UserError(f"--rate {rate}: it must be above 0")
     rate = rate or source.rate
     if to == "lerobot" and rate is None:
         raise UserError(f"{source.path}: does not say its steps per second; give --rate")
@@ -144,8 +146,8 @@ def convert(
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    elif path.exists():
+        path.unlink()
 
 
 def _watched(pieces: Iterator[Piece], digests: dict[str, Digest], bar: tqdm) -> Iterator[Piece]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from ebt_policy.errors import UserError
 
 # robomimic's EnvType: 1 is robosuite, 2 is gym.
 ROBOSUITE, GYM = 1, 2
+# At most, HDF5 takes this much around a data set; rewards and dones, where they are made up.
+_DATASET_BYTES, _OUTCOME_BYTES = 2**12, 12
 # What follows an action, by our name and robomimic's.
 OUTCOMES = {"next.reward": "rewards", "next.done": "dones"}
 
@@ -259,6 +262,9 @@ def write_robomimic_columns(
 
     places = {column.name: place_of(column) for column in columns}
     lengths = np.diff(episode_ends, prepend=0).tolist()
+    of_step = sum(int(np.prod(c.shape)) * c.dtype.itemsize for c in columns) + _OUTCOME_BYTES
+    around = _DATASET_BYTES * len(lengths) * (len(columns) + 5)
+    _reserve(path, of_step * int(episode_ends[-1]) + around)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
         for piece in pieces:
@@ -275,6 +281,18 @@ def write_robomimic_columns(
             for name, place in places.items():
                 demo[place][piece.start - first : piece.stop - first] = piece.values[name]
         _describe(data, int(episode_ends[-1]), environment, settings)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make sure of room for a file before it is written.
+
+    HDF5 cannot close a file that outgrows the disk; it would take the process with it.
+
+    Raises:
+        OSError: there is not so much room.
+    """
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _create_demo(data: Any, index: int, length: int) -> Any:
