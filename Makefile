@@ -28,7 +28,7 @@ test-all: lint
 
 # With the real lerobot, in an environment of its own: Python 3.12, 6 GB.
 test-lerobot: $(LEROBOT)/.ready
-	$(LEROBOT)/bin/pytest tests/lerobot -W default
+	HF_HUB_OFFLINE=1 HF_HOME=$(LEROBOT)/hub $(LEROBOT)/bin/pytest tests/lerobot -W default
 
 $(LEROBOT)/.ready: pyproject.toml scripts/setup-lerobot
 	bash scripts/setup-lerobot $(LEROBOT)

@@ -90,6 +90,7 @@ class LeRobotFiles:
             self.info["data_path"] = f"data/{place}.parquet"
             self.info["video_path"] = f"videos/{{video_key}}/{place}.mp4"
         else:
+            self.info |= {"total_chunks": 1, "total_videos": len(LENGTHS) if video else 0}
             place = "episode_{episode_index:06d}"
             self.info["data_path"] = f"data/chunk-{{episode_chunk:03d}}/{place}.parquet"
             self.info["video_path"] = (
@@ -195,6 +196,14 @@ class LeRobotFiles:
         else:
             write_lines(meta / "tasks.jsonl", tasks)
             write_lines(meta / "episodes.jsonl", self.records)
+            numbers = {"min": [0.0] * 2, "max": [0.0] * 2, "mean": [0.0] * 2, "std": [0.0] * 2}
+            write_lines(
+                meta / "episodes_stats.jsonl",
+                [
+                    {"episode_index": i, "stats": {"action": {**numbers, "count": [length]}}}
+                    for i, length in enumerate(LENGTHS)
+                ],
+            )
         return root
 
 

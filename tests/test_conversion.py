@@ -86,7 +86,7 @@ def test_names_and_notes(tmp_path: Path) -> None:
     assert {column.source: column.name for column in made.columns} == {
         None: "action", "observation.state": "state",
     }  # fmt: skip
-    assert made.notes[0] == "left behind: the sentences of 1 tasks"
+    assert made.notes[0] == "left behind: what the tasks are called"
     assert "rewards and dones" in made.notes[1]
     assert back.rate == 10
     with h5py.File(tmp_path / "back.hdf5") as file:
@@ -103,7 +103,7 @@ def test_rewards_and_dones_go_along(tmp_path: Path, hdf5: Path) -> None:
             demo["obs/zeros"] = np.zeros((len(demo["rewards"]), 3))  # in zarr: chunks of zeros
     rewards = open_demonstrations(hdf5).read("next.reward", 0, 90)
     _, made = converted(hdf5, tmp_path / "made")
-    assert "left behind: simulator states, filter keys and env_args" in made.notes
+    assert "left behind: all but observations, actions, rewards and dones" in made.notes
     converted(tmp_path / "made", tmp_path / "b.zarr")
     back, _ = converted(tmp_path / "b.zarr", tmp_path / "back.hdf5")
     assert list(back.observations) == ["state", "zeros"]

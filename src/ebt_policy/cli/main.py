@@ -105,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--filter", metavar="KEY", help="robomimic filter key, e.g. train")
     convert.add_argument(
-        "--rate", metavar="HZ", type=float, help="steps per second, where SRC does not say"
+        "--rate", metavar="HZ", type=float, help="steps per second (default: what SRC says)"
     )
 
     collect = _command(

@@ -72,7 +72,8 @@ def _read(source: Demonstrations, column: Column, start: int, stop: int) -> np.n
         values = source.read_actions(start, stop)
     else:
         values = source.read(column.source, start, stop)
-    written = values.astype(column.dtype, copy=False)
+    with np.errstate(invalid="ignore"):  # what does not fit is noticed below
+        written = values.astype(column.dtype, copy=False)
     if column.is_image and values.dtype != column.dtype:
         wrong = (written != values).reshape(len(values), -1).any(1)
         if wrong.any():

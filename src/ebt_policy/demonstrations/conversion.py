@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.base import OUTCOME_PREFIX, Demonstrations, Digest
 from ebt_policy.demonstrations.columns import Column, Piece, read_pieces
-from ebt_policy.demonstrations.lerobot import LeRobotDemonstrations
+from ebt_policy.demonstrations.lerobot import LEROBOT, LeRobotDemonstrations
 from ebt_policy.demonstrations.lerobot_writer import write_lerobot
 from ebt_policy.demonstrations.robomimic import (
     OUTCOMES,
@@ -37,10 +37,10 @@ FormatName = Literal["zarr", "robomimic", "lerobot"]
 _SUFFIXES: dict[str, FormatName] = {
     ".zarr": "zarr", ".hdf5": "robomimic", ".h5": "robomimic", "": "lerobot",
 }  # fmt: skip
-_KINDS: dict[FormatName, type[Demonstrations]] = {
-    "zarr": ZarrDemonstrations,
-    "robomimic": RobomimicDemonstrations,
-    "lerobot": LeRobotDemonstrations,
+_FORMATS: dict[FormatName, str] = {
+    "zarr": ZarrDemonstrations.format,
+    "robomimic": RobomimicDemonstrations.format,
+    "lerobot": f"{LEROBOT} v3.0",
 }
 _IMAGES, _OBSERVATION = "observation.images.", "observation."
 
@@ -69,7 +69,7 @@ def format_of(path: Path, name: str | None) -> FormatName:
     if name is not None:
         if name not in get_args(FormatName):
             raise UserError(f"--to {name}: it must be one of {', '.join(get_args(FormatName))}")
-        return name  # type: ignore[return-value]
+        return cast(FormatName, name)
     if path.suffix not in _SUFFIXES:
         raise UserError(
             f"{path}: its name says no format; write .zarr, .hdf5 or a folder without a suffix "
@@ -94,7 +94,7 @@ def convert(
         target: file or folder to write.
         to: its format.
         keys: observations to convert; None means all that there is.
-        rate: steps per second, for LeRobot, where the source does not say.
+        rate: steps per second; None means what the source says.
         task: sentence for LeRobot, where the source has none; None means the source's name.
         progress: show a progress bar.
 
@@ -104,7 +104,7 @@ def convert(
     """
     if target.exists():
         raise UserError(f"{target}: exists already; choose another name or remove it")
-    if isinstance(source, _KINDS[to]) and source.format != "LeRobotDataset v2.1":
+    if source.format == _FORMATS[to]:
         raise UserError(f"{source.path}: is a {source.format} already")
     if rate is not None and not rate > 0:
         raise UserError(f"--rate {rate}: it must be above 0")
@@ -123,8 +123,10 @@ def convert(
             if to == "zarr":
                 write_zarr(partial, columns, pieces, source.episode_ends)
             elif to == "robomimic":
+                known = {"control_freq": rate, "action_bounds": source.action_bounds}
+                settings = {name: value for name, value in known.items() if value is not None}
                 write_robomimic_columns(
-                    partial, columns, pieces, source.episode_ends, target.stem, _settings(source)
+                    partial, columns, pieces, source.episode_ends, target.stem, settings
                 )
             else:
                 tasks = source.tasks or [task or source.path.stem]
@@ -157,12 +159,6 @@ def _watched(pieces: Iterator[Piece], digests: dict[str, Digest], bar: tqdm) -> 
             digest.add(piece.values[name])
         yield piece
         bar.update(piece.stop - piece.start)
-
-
-def _settings(source: Demonstrations) -> dict[str, object]:
-    """What robomimic's ``env_kwargs`` say of the source."""
-    settings = {"control_freq": source.rate, "action_bounds": source.action_bounds}
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _columns(source: Demonstrations, to: FormatName, keys: Sequence[str] | None) -> list[Column]:
@@ -250,10 +246,12 @@ def _notes(source: Demonstrations, columns: Sequence[Column], to: FormatName) ->
             notes.append(f"{column.name}: the whole numbers of {info.dtype} became uint8 images")
         if info.shape != column.shape:
             notes.append(f"{column.name}: shape {info.shape} became {column.shape}")
+    if to == "zarr" and source.rate is not None:
+        notes.append(f"left behind: the rate, {source.rate:g} Hz")
     if to != "lerobot" and source.tasks:
-        notes.append(f"left behind: the sentences of {len(source.tasks)} tasks")
+        notes.append("left behind: what the tasks are called")
     if isinstance(source, RobomimicDemonstrations):
-        notes.append("left behind: simulator states, filter keys and env_args")
+        notes.append("left behind: all but observations, actions, rewards and dones")
     if to == "robomimic":
         made = [name for key, name in OUTCOMES.items() if key not in source.outcomes]
         if made:

@@ -36,6 +36,7 @@ from ebt_policy.demonstrations.lerobot_meta import (
 from ebt_policy.demonstrations.video import Video
 from ebt_policy.errors import UserError
 
+LEROBOT = "LeRobotDataset"
 Found = TypeVar("Found")
 
 
@@ -69,7 +70,7 @@ class LeRobotDemonstrations(Demonstrations):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._info = info = read_info(path)
-        self.format = f"LeRobotDataset {info.version}"
+        self.format = f"{LEROBOT} {info.version}"
         self.rate = info.rate
         self.actions = info.numbers[ACTION]
         keys = {k: i for k, i in info.numbers.items() if k != ACTION} | info.images | info.videos
@@ -153,6 +154,7 @@ class LeRobotDemonstrations(Demonstrations):
 
         if key in self._info.images:
             return pa.types.is_struct(stored) and stored.get_field_index("bytes") >= 0
+        stored = getattr(stored, "storage_type", stored)  # the library datasets' own types
         sizes: list[int | None] = []
         while pa.types.is_nested(stored) and stored.num_fields == 1:
             sizes.append(getattr(stored, "list_size", None))
@@ -233,6 +235,7 @@ class LeRobotDemonstrations(Demonstrations):
                     f"{self.path}/{file.name}: {key} cannot be read ({one_line(error)}); damaged?"
                 ) from error
             values = column.combine_chunks()
+            values = getattr(values, "storage", values)  # the library datasets' own types
             self._groups[key] = ((number, group), values)
         return values
 

@@ -140,11 +140,11 @@ def read_tasks(info: Info) -> list[str]:
     path = info.root / ("meta/tasks.parquet" if info.packed else "meta/tasks.jsonl")
     tasks: dict[int, str] = {}
     for row in _rows(path):
-        # pandas names the column of its index as it likes: the text is the sentence.
-        texts = [value for value in row.values() if isinstance(value, str)]
-        if len(texts) != 1 or not isinstance(row.get("task_index"), int):
-            raise UserError(f"{path}: expected task_index and a sentence, found {row}")
-        tasks[row["task_index"]] = texts[0]
+        # The sentences are pandas' index, which older files leave without a name.
+        task = row.get("task", row.get("__index_level_0__"))
+        if not isinstance(task, str) or not isinstance(row.get("task_index"), int):
+            raise UserError(f"{path}: expected task_index and task, found {row}")
+        tasks[row["task_index"]] = task
     if sorted(tasks) != list(range(len(tasks))):
         raise UserError(f"{path}: task_index does not count from 0: {sorted(tasks)}")
     return [tasks[index] for index in range(len(tasks))]

@@ -128,7 +128,8 @@ class RobomimicDemonstrations(Demonstrations):
         lengths = np.diff(self.episode_ends, prepend=0).tolist()
         for key, name in OUTCOMES.items():
             found = [getattr(data[demo].get(name), "shape", None) for demo in self._names]
-            if found == [(length,) for length in lengths] and is_numeric(demo[name].dtype):
+            whole = found == [(length,) for length in lengths]
+            if whole and key not in self.outcomes and is_numeric(demo[name].dtype):
                 self.outcomes[key] = KeyInfo((), demo[name].dtype)
         arguments = json.loads(data.attrs.get("env_args", "{}"))
         rate = arguments.get("env_kwargs", {}).get("control_freq")
