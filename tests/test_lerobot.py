@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -396,3 +398,45 @@ def test_info_names_all_and_training_the_reason(
     assert "data/chunk-000/file-001.parquet cannot be read" in error
     assert "more faults (ebt-policy data info shows all)" in error
     assert len(error.splitlines()) == 1
+
+
+@BOTH
+@pytest.mark.parametrize("video", [False, True])
+def test_whatever_is_damaged_there_is_a_word_for_it(
+    tmp_path: Path, version: str, video: bool
+) -> None:
+    """Bytes overwritten, lost or flipped in any file: problems, or one line; nothing else."""
+    root = LeRobotFiles(version, video).write(tmp_path)
+    random = np.random.default_rng(0)
+    for path in sorted(file for file in root.rglob("*") if file.is_file()):
+        whole = path.read_bytes()
+        for how in ("cut", "overwritten", "flipped"):
+            content = bytearray(whole)
+            at = int(random.integers(len(content)))
+            if how == "cut":
+                content = content[:at]
+            elif how == "overwritten":
+                content[at : at + 8] = random.bytes(8)
+            else:
+                content[at] ^= 1 << int(random.integers(8))
+            path.write_bytes(content)
+            words = ""
+            try:
+                inspect(open_demonstrations(root, with_faults=True), progress=False).text()
+                open_demonstrations(root)
+            except UserError as error:
+                words = str(error)
+            assert "\n" not in words
+        path.write_bytes(whole)
+    assert problems_of(root) == []
+
+
+def test_without_python_3_12_the_real_tests_fail_and_say_so(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "scripts/setup-lerobot"
+    result = subprocess.run(
+        ["bash", str(script), str(tmp_path / "venv")],
+        capture_output=True, text=True, env={**os.environ, "PYTHON": str(tmp_path / "python3.12")},
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "no Python 3.12 found" in result.stderr
+    assert not (tmp_path / "venv").exists()

@@ -117,6 +117,8 @@ class LeRobotDemonstrations(Demonstrations):
                     if absent:
                         raise pa.ArrowInvalid(f"no column {', '.join(absent)}")
                     table = file.read(columns=list(INDEX_COLUMNS))
+                    if len(table) != metadata.num_rows:
+                        raise pa.ArrowInvalid(f"{len(table)} rows of {metadata.num_rows}")
                     if any(column.null_count for column in table.columns):
                         raise pa.ArrowInvalid("an index column has empty cells")
                 if not metadata.num_rows:
@@ -230,6 +232,8 @@ class LeRobotDemonstrations(Demonstrations):
                     self.path / file.name, metadata=file.metadata, page_checksum_verification=True
                 ) as opened:
                     column = opened.read_row_group(group, columns=[key])[key]
+                if len(column) != file.metadata.row_group(group).num_rows:
+                    raise pa.ArrowInvalid(f"{len(column)} rows are left")
             except (OSError, ValueError, KeyError, pa.ArrowException) as error:
                 raise UserError(
                     f"{self.path}/{file.name}: {key} cannot be read ({one_line(error)}); damaged?"

@@ -166,7 +166,7 @@ def read_episodes(info: Info) -> list[EpisodeRecord]:
         raise UserError(f"{where}: holds no parquet file")
     try:
         records = [_record(info, row) for path in paths for row in _rows(path)]
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise UserError(
             f"{where}: damaged, or not laid out as LeRobot's ({type(error).__name__}: {error})"
         ) from error

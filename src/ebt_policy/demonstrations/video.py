@@ -21,6 +21,9 @@ class Video:
     Args:
         path: an MP4 file, or whatever FFmpeg reads.
 
+    Attributes:
+        size: height and width in pixels.
+
     Raises:
         UserError: there is no such file, or it holds no video.
     """
@@ -34,15 +37,11 @@ class Video:
         try:
             self._container: Any = av.open(str(path))
             self._stream: Any = self._container.streams.video[0]
-        except (av.error.FFmpegError, IndexError) as error:
+            self.size = (int(self._stream.height), int(self._stream.width))
+        except (av.error.FFmpegError, IndexError, AttributeError, ValueError) as error:
             raise UserError(f"{path}: cannot be opened as a video, truncated? ({error})") from error
         self._frames: Iterator[Any] | None = None
         self._frame: Any = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self._stream.height, self._stream.width
 
     @property
     def seconds(self) -> float:
@@ -73,11 +72,11 @@ class Video:
                 return np.asarray(self._frame.to_ndarray(format="rgb24"))
         except StopIteration:
             self._frames = None
-        except av.error.FFmpegError as error:
+        except (av.error.FFmpegError, ArithmeticError, TypeError, ValueError) as error:
+            # A damaged file has times that are missing, or beyond all numbers.
             self._frames = None
-            raise UserError(
-                f"{self.path}: a frame cannot be decoded ({error.strerror}); damaged?"
-            ) from error
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise UserError(f"{self.path}: a frame cannot be decoded ({reason})") from error
         # The same words for every frame: whoever reads all of it says them once.
         raise UserError(
             f"{self.path}: lasts {self.seconds:.3f} s and lacks frames for some of its steps"
