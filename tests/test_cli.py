@@ -18,8 +18,9 @@ from ebt_policy.demonstrations.robomimic import write_robomimic
 from ebt_policy.errors import UserError
 
 COMMANDS = [
-    "data info", "data get", "collect", "train", "eval", "merge", "export", "report",
-    "bench objectives", "bench cost", "bench floor", "bench latency", "bench train", "demo",
+    "data info", "data get", "data convert", "collect", "train", "eval", "merge", "export",
+    "report", "bench objectives", "bench cost", "bench floor", "bench latency", "bench train",
+    "demo",
 ]  # fmt: skip
 
 

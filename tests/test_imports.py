@@ -60,9 +60,9 @@ class Blocked:
         allowed = {"torch", "numpy", "ebt_policy"} | set(sys.stdlib_module_names)
         top = name.split(".")[0]
         if not top.startswith("_") and top in {
-            "accelerate", "beartype", "diffusers", "gymnasium", "h5py", "imageio_ffmpeg",
-            "jaxtyping", "matplotlib", "metaworld", "mujoco", "safetensors", "tensorboard",
-            "tqdm", "zarr",
+            "accelerate", "av", "beartype", "diffusers", "gymnasium", "h5py", "imageio_ffmpeg",
+            "jaxtyping", "matplotlib", "metaworld", "mujoco", "pyarrow", "safetensors",
+            "tensorboard", "tqdm", "zarr",
         }:
             raise ImportError(f"{top} is blocked")
 

@@ -18,8 +18,9 @@ from ebt_policy.errors import UserError
 
 # The extra that brings a library which a command needs.
 EXTRAS = {
-    "accelerate": "train", "diffusers": "baselines", "h5py": "data", "imageio_ffmpeg": "report",
-    "matplotlib": "report", "tensorboard": "train", "zarr": "data",
+    "accelerate": "train", "av": "lerobot", "diffusers": "baselines", "h5py": "data",
+    "imageio_ffmpeg": "report", "matplotlib": "report", "PIL": "lerobot", "pyarrow": "lerobot",
+    "tensorboard": "train", "zarr": "data",
 }  # fmt: skip
 # What another option decides, together with the settings that belong to it.
 _OWN_OPTION = {"policy": "--policy", "objective": "--objective", "streams": "--obs"}
@@ -66,13 +67,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
-    data = commands.add_parser("data", help="look at or download demonstrations")
+    data = commands.add_parser("data", help="look at, download or convert demonstrations")
     actions = data.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
     info = _command(
         actions, "info", _data_info, "show what a file of demonstrations holds, and its problems",
         "ebt-policy data info data/pusht_cchi_v7_replay.zarr",
     )  # fmt: skip
-    info.add_argument("path", metavar="PATH", help="robomimic HDF5, or zarr folder or .zarr.zip")
+    info.add_argument(
+        "path", metavar="PATH", help="robomimic HDF5, zarr folder or .zarr.zip, or LeRobot folder"
+    )
     info.add_argument("--filter", metavar="KEY", help="robomimic filter key, e.g. train")
     get = _command(
         actions, "get", _data_get, "download a published data set and verify it",
@@ -81,6 +84,29 @@ def build_parser() -> argparse.ArgumentParser:
     get.add_argument("name", metavar="NAME", help="pusht")
     get.add_argument("--out", metavar="DIR", default="data", help="folder (default: data)")
     get.add_argument("--url", help="download from here instead of the published address")
+
+    convert = _command(
+        actions, "convert", _data_convert,
+        "write demonstrations in another format: zarr, robomimic HDF5, LeRobot v3",
+        "ebt-policy data convert data/pusht_cchi_v7_replay.zarr data/pusht-lerobot",
+    )  # fmt: skip
+    convert.add_argument("source", metavar="SRC", help="demonstrations, as train reads them")
+    convert.add_argument(
+        "target", metavar="DST", help="to write: NAME.zarr, NAME.hdf5, or a folder for LeRobot"
+    )
+    convert.add_argument(
+        "--to",
+        choices=["zarr", "robomimic", "lerobot"],
+        help="the format, if DST's name is another",
+    )
+    convert.add_argument("--obs", metavar="KEYS", help="observation keys (default: all)")
+    convert.add_argument(
+        "--task", metavar="TEXT", help="LeRobot's sentence for what is done (default: SRC's name)"
+    )
+    convert.add_argument("--filter", metavar="KEY", help="robomimic filter key, e.g. train")
+    convert.add_argument(
+        "--rate", metavar="HZ", type=float, help="steps per second (default: what SRC says)"
+    )
 
     collect = _command(
         commands, "collect", _collect, "record a scripted expert's successes as robomimic HDF5",
@@ -391,7 +417,24 @@ def _data_info(options: argparse.Namespace) -> None:
     from ebt_policy.demonstrations import open_demonstrations
     from ebt_policy.demonstrations.inspection import inspect
 
-    print(inspect(open_demonstrations(options.path, options.filter)).text())
+    print(inspect(open_demonstrations(options.path, options.filter, with_faults=True)).text())
+
+
+def _data_convert(options: argparse.Namespace) -> None:
+    from ebt_policy.demonstrations import open_demonstrations
+    from ebt_policy.demonstrations.conversion import convert, format_of
+
+    target = Path(options.target)
+    to = format_of(target, options.to)
+    keys = None if options.obs is None else [key.strip() for key in options.obs.split(",")]
+    source = open_demonstrations(options.source, options.filter)
+    made = convert(source, target, to, keys, options.rate, options.task)
+    for column in made.columns:
+        sha256 = made.sha256[column.name]
+        print(f"  {column.source or 'actions':<28} -> {column.name:<36} SHA-256 {sha256[:12]}…")
+    for note in made.notes:
+        print(f"  {note}")
+    print(f"{target}: {source.episodes} episodes, {source.steps} steps, read back the same")
 
 
 def _data_get(options: argparse.Namespace) -> None:

@@ -115,8 +115,8 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
 
     ``keys`` is a comma-separated list of ``KEY`` or ``KEY:angles=I+J`` (elements I and J are
     angles in radians). PushT's ``state`` has its angle marked by default (``state:angles=``
-    turns that off). Without ``keys``: PushT's ``state``, robomimic's low-dimensional keys, or
-    every key that is not an image.
+    turns that off). Without ``keys``: PushT's ``state``, robomimic's low-dimensional keys,
+    LeRobot's ``observation.…`` or every key; images never.
 
     Raises:
         UserError: a key does not exist or is an image, or an angle's index is out of range.
@@ -126,7 +126,8 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
         if is_pusht:
             return {"state": PUSHT_STATE}
         low = [k for k, info in demonstrations.observations.items() if len(info.shape) <= 2]
-        chosen = [k for k in ROBOMIMIC_STREAMS if k in low] or low
+        lerobot = [k for k in low if k.startswith("observation.")]
+        chosen = [k for k in ROBOMIMIC_STREAMS if k in low] or lerobot or low
         if not chosen:
             raise UserError(f"{demonstrations.path}: only images; this version needs number keys")
         keys = ",".join(chosen)
