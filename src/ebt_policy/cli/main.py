@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ebt_policy import config as settings
-from ebt_policy.config import PRESETS, PolicyConfig, TrainingConfig
+from ebt_policy.config import PRESETS, PolicyConfig, ServerConfig, TrainingConfig
 from ebt_policy.errors import UserError
 
 # The extra that brings a library which a command needs.
 EXTRAS = {
     "accelerate": "train", "diffusers": "baselines", "h5py": "data", "imageio_ffmpeg": "report",
-    "matplotlib": "report", "tensorboard": "train", "zarr": "data",
+    "matplotlib": "report", "msgpack": "serve", "tensorboard": "train", "websockets": "serve",
+    "zarr": "data",
 }  # fmt: skip
 # What another option decides, together with the settings that belong to it.
 _OWN_OPTION = {"policy": "--policy", "objective": "--objective", "streams": "--obs"}
@@ -189,6 +190,35 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[],
         help="a setting of acting, e.g. descent.steps=3",
+    )  # fmt: skip
+
+    server = _command(
+        commands, "serve", _serve, "serve a policy to robots, as openpi's clients expect it",
+        "ebt-policy serve runs/ebt --port 8000 --budget-ms 80",
+    )  # fmt: skip
+    server.add_argument("run", metavar="RUN", help="folder of the policy")
+    server.add_argument(
+        "--port", metavar="N", type=int, default=ServerConfig.port, help="default: 8000; 0: any"
+    )
+    server.add_argument(
+        "--host", metavar="ADDRESS", default=ServerConfig.host,
+        help="address to listen on (default: 127.0.0.1; any other needs --api-key-file)",
+    )  # fmt: skip
+    server.add_argument("--api-key-file", metavar="FILE", help="holds the key asked of clients")
+    server.add_argument(
+        "--max-mb", metavar="X", type=float, default=ServerConfig.max_mb,
+        help="largest message, in megabytes (default: 16)",
+    )  # fmt: skip
+    server.add_argument(
+        "--limits", metavar="FILE", help="JSON: range, velocity and kind of each action dimension"
+    )
+    server.add_argument(
+        "--budget-ms", metavar="MS", type=float,
+        help="answer with a hold command and an alarm when a chunk takes longer",
+    )  # fmt: skip
+    server.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[],
+        help="a setting of acting, e.g. descent.max_ms=50",
     )  # fmt: skip
 
     report = _command(
@@ -531,6 +561,35 @@ def _export(options: argparse.Namespace) -> None:
         f"{options.out}: {', '.join([*written['streams'], *written['draws']])} -> "
         f"{', '.join(written['outputs'])}; at most {written['difference']:.1e} from the policy"
     )
+
+
+def _serve(options: argparse.Namespace) -> None:
+    import torch
+
+    from ebt_policy.policies.files import load_policy
+    from ebt_policy.serving.limits import ActionLimits, read_limits
+    from ebt_policy.serving.server import PolicyServer, read_api_key, run_server
+
+    server_config = ServerConfig(options.host, options.port, options.max_mb, options.budget_ms)
+    key = None if options.api_key_file is None else read_api_key(Path(options.api_key_file))
+    policy = load_policy(options.run, "cuda" if torch.cuda.is_available() else "cpu")
+    config = _acting_config(policy.config, options.set)
+    if policy.acting is not None:
+        policy = policy.with_sampling(getattr(config, policy.acting))
+    limits = (
+        ActionLimits(policy)
+        if options.limits is None
+        else read_limits(Path(options.limits), policy)
+    )
+    server = PolicyServer(policy, server_config, limits, key)
+
+    def started(port: int) -> None:
+        streams = ", ".join(policy.stream_names)
+        print(
+            f"{options.run}: serving on {options.host} port {port}, observing {streams}", flush=True
+        )
+
+    run_server(server, started)
 
 
 def _bench_objectives(options: argparse.Namespace) -> None:
