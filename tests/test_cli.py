@@ -19,7 +19,8 @@ from ebt_policy.errors import UserError
 
 COMMANDS = [
     "data info", "data get", "collect", "train", "eval", "merge", "export", "serve", "report",
-    "bench objectives", "bench cost", "bench floor", "bench latency", "bench train", "demo",
+    "bench objectives", "bench cost", "bench floor", "bench latency", "bench train",
+    "bench serve", "demo",
 ]  # fmt: skip
 
 

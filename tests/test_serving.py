@@ -30,6 +30,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from conftest import NETWORK, observations, policy
 from ebt_policy import save_policy
+from ebt_policy.benchmarks.memory import process_mb
+from ebt_policy.benchmarks.serving import _Robot, _script
+from ebt_policy.cli.main import main
 from ebt_policy.client import PolicyClient
 from ebt_policy.config import (
     DescentConfig,
@@ -499,15 +502,10 @@ def test_malformed_messages_through_the_socket() -> None:
 def test_ten_thousand_malformed_messages_through_the_socket(tmp_path: Path) -> None:
     with process(tmp_path, "--max-mb", "0.2") as (server, port):
         abuse(port, 1000, check_every=100, seed=2)
-        before = memory_mb(server.pid)
+        before = process_mb(server.pid, "VmHWM")
         abuse(port, 9000, check_every=100, seed=3)
-        assert memory_mb(server.pid) < before + 20
+        assert process_mb(server.pid, "VmHWM") < before + 20
         assert server.poll() is None
-
-
-def memory_mb(process_id: int) -> float:
-    status = Path(f"/proc/{process_id}/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1e3
 
 
 # -- limits and watchdog -------------------------------------------------------------------
@@ -704,6 +702,16 @@ def process(
         server.stdout.close()
 
 
+def test_a_taken_port_is_the_users_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_policy(SMALL, tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", str(tmp_path), "--port", str(port)]) == 2
+    assert f"--port {port}: cannot listen there" in capsys.readouterr().err
+
+
 def test_server_killed_in_an_episode_and_restarted(tmp_path: Path) -> None:
     made = policy(policy="regression")
     made.reset()
@@ -754,3 +762,20 @@ def test_eight_clients_at_once_have_episodes_of_their_own() -> None:
         for thread in robots:
             thread.join()
     assert not errors
+
+
+def test_bench_serve_finds_no_mixed_up_replies(tmp_path: Path) -> None:
+    path = tmp_path / "serve.json"
+    options = ["--preset", "tiny", "--clients", "3", "--seconds", "1", "--json", str(path)]
+    assert main(["bench", "serve", *options]) == 0
+    found = json.loads(path.read_text())
+    assert found["mixed_up"] == 0
+    assert found["replies"] >= 3
+    assert 0 < found["infer_p50_ms"] < found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"]
+    assert 50 < found["server_mb"] < 5000
+    # A reply that is not its episode's is noticed.
+    mixed = [replace(script, chunks=script.chunks[::-1]) for script in [_script(SMALL, 0)]]
+    robot = _Robot(mixed)
+    with served(SMALL) as port:
+        robot.drive(port, threading.Barrier(1), 0.5)
+    assert robot.mixed_up == len(robot.latencies) > 0

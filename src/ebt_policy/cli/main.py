@@ -326,11 +326,20 @@ def build_parser() -> argparse.ArgumentParser:
     simulation.add_argument("--episodes", metavar="N", type=_count, default=50)
     simulation.add_argument("--rounds", metavar="N", type=_count, default=7)
 
+    serving = _command(
+        studies, "serve", _bench_serve,
+        "many clients of one server at once: latency, throughput, mixed-up replies",
+        "ebt-policy bench serve --clients 8 --seconds 120 --json results/serve.json",
+    )  # fmt: skip
+    serving.add_argument("--preset", choices=list(PRESETS), default="small", help="network size")
+    serving.add_argument("--clients", metavar="N", type=_count, default=8)
+    serving.add_argument("--seconds", metavar="N", type=_count, default=120)
+
     for study in (floor, latency):
         study.add_argument(
             "--threads", metavar="N", type=_count, nargs="+", default=[1, 2], help="default: 1 2"
         )
-    for study in (floor, latency, training, loading, simulation):
+    for study in (floor, latency, training, loading, simulation, serving):
         study.add_argument("--json", metavar="FILE", help="write the rows here too")
 
     demo = _command(
@@ -715,6 +724,19 @@ def _bench_evaluation(options: argparse.Namespace) -> None:
     print(
         f"two workers over one: {measured['two_over_one']:.2f}; policy "
         f"{100 * measured['policy_share']:.0f} % of an evaluation"
+    )
+    _write_json(options.json, measured)
+
+
+def _bench_serve(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.serving import measure_serving
+
+    measured = measure_serving(options.preset, options.clients, float(options.seconds))
+    print(
+        f"{measured['clients']} clients, {measured['seconds']:.0f} s: {measured['replies']} "
+        f"replies, {measured['per_second']:.1f} a second, {measured['p50_ms']:.1f} ms p50, "
+        f"{measured['p95_ms']:.1f} ms p95, {measured['p99_ms']:.1f} ms p99, "
+        f"{measured['mixed_up']} mixed up"
     )
     _write_json(options.json, measured)
 
