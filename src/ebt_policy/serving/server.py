@@ -74,12 +74,15 @@ class PolicyServer:
                 "--api-key-file, or serve on 127.0.0.1"
             )
         self.policy, self.config, self._limits, self._api_key = policy, config, limits, api_key
-        windows, streams = policy.config.windows, policy.config.streams
+        windows = policy.config.windows
+        still = policy.check_observation(
+            {name: np.zeros(stream.shape) for name, stream in policy.config.streams.items()}
+        )
         self.metadata = {
             "policy": policy.config.policy,
             "observation": {
-                name: {"shape": list(streams[name].shape), "dtype": "float32"}
-                for name in policy.stream_names
+                name: {"shape": list(value.shape), "dtype": str(value.dtype)}
+                for name, value in still.items()
             },
             "action": {
                 "shape": [windows.action_steps, policy.config.action_dim],
@@ -89,11 +92,9 @@ class PolicyServer:
         }
         self._worker = ThreadPoolExecutor(1, "policy")
         # The first chunk of a process is far slower than all others.
-        still = {
-            name: np.zeros((1, windows.observation_steps, *streams[name].shape), np.float32)
-            for name in policy.stream_names
-        }
-        self._worker.submit(policy.predict_chunk, still).result()
+        episode = Episode(policy)
+        episode.observe(still)
+        self._worker.submit(self._predict, episode.window(), episode.generator, None).result()
 
     async def listen(self) -> Server:
         """Begin to accept clients; the server is a context, which ends it.
