@@ -74,8 +74,11 @@ class PolicyNode(Node):
             if key not in self.newest or now - self.newest[key][0] > STALE:
                 self.get_logger().warning(f"no news of {key}", throttle_duration_sec=1.0)
                 return
+        observation = {key: value for key, (_, value) in self.newest.items()}
         try:
-            action = self.client.select_action({k: value for k, (_, value) in self.newest.items()})
+            # The first action of an episode is limited from where the joints are.
+            last = {"last_action": observation[self.state_key]}
+            action = self.client.select_action({**observation, **last})
         except (ConnectionError, UserError) as error:
             self.get_logger().error(str(error), throttle_duration_sec=1.0)
             return
@@ -84,10 +87,6 @@ class PolicyNode(Node):
         self.commands.publish(Float64MultiArray(data=action.tolist()))
 
 
-def main():
+if __name__ == "__main__":
     rclpy.init()
     rclpy.spin(PolicyNode())
-
-
-if __name__ == "__main__":
-    main()

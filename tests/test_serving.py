@@ -676,6 +676,16 @@ def test_client_asks_again_after_a_hold() -> None:
         assert np.array_equal(client.select_action(one(10)), expected[1])
 
 
+def test_client_is_never_sent_a_faster_move_than_allowed() -> None:
+    limits = ActionLimits(SMALL, LimitsConfig((DimensionLimits(step=0.5),) * 2))
+    server = PolicyServer(SMALL, ServerConfig(port=0), limits)
+    with listening(server) as port, PolicyClient(port=port) as client:
+        pose = np.array([3.0, -3.0], np.float32)
+        moves = [client.select_action({**one(step), "last_action": pose}) for step in range(20)]
+    changes = np.abs(np.diff([pose, *moves], axis=0))
+    assert 0.4 < changes.max() <= 0.5 + 1e-6
+
+
 def test_client_says_when_there_is_no_server() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

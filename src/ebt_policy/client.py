@@ -84,7 +84,8 @@ class PolicyClient:
         """The next action (A,); call once per control step. The server is asked every Ta steps.
 
         Args:
-            observation: each stream of the policy, without batch or time.
+            observation: each stream of the policy, without batch or time. With ``last_action``
+                besides, the first action of an episode is limited as one that follows it.
 
         Raises:
             ConnectionError: no server answers, for as long as patience lasts.
