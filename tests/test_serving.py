@@ -470,6 +470,23 @@ def test_health_key_origin_and_size(tmp_path: Path) -> None:
         read_api_key(tmp_path / "absent")
 
 
+def test_there_is_room_for_so_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ebt_policy.serving.server.MAX_CLIENTS", 1)
+    with served(SMALL) as port:
+        with raw(port), pytest.raises(InvalidStatus, match="503"), raw(port):
+            pass
+        with raw(port) as after:
+            assert "actions" in ask(after, one())
+
+
+def test_client_refuses_another_policy_in_its_place() -> None:
+    with served(SMALL) as port, PolicyClient(port=port) as client:
+        client.metadata = {**client.metadata, "policy": "diffusion"}
+        client._connection.close()
+        with pytest.raises(UserError, match="another policy"):
+            client.infer(one())
+
+
 def abuse(port: int, count: int, check_every: int, seed: int) -> None:
     """Malformed messages through the socket; between them a well-formed client is served."""
     random, sent = np.random.default_rng(seed), 0

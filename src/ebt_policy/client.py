@@ -192,8 +192,13 @@ class PolicyClient:
                 raise ConnectionError(f"{self._address}: no policy server ({reason})") from reason
             time.sleep(_BETWEEN_TRIES)
         metadata = unpack(first) if isinstance(first, bytes) else {}
-        if self.metadata not in ({}, metadata):
+        if "observation_steps" not in metadata or self.metadata not in ({}, metadata):
             connection.close()
-            raise UserError(f"{self._address}: another policy is served there now")
+            what = (
+                "another policy is served there now"
+                if self.metadata
+                else "that is not ebt-policy serve"
+            )
+            raise UserError(f"{self._address}: {what}")
         self.metadata = metadata
         return connection
