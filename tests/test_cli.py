@@ -116,6 +116,7 @@ def test_module_runs_as_a_command() -> None:
         ("serve {run} --port 70000", "server.port = 70000"),
         ("serve {run} --budget-ms 0", "server.budget_ms = 0.0"),
         ("serve {run} --max-mb 0", "server.max_mb = 0.0"),
+        ("serve {run} --max-mb inf", "server.max_mb = inf"),
         ("serve {run} --limits {tmp}/l.json", "l.json: cannot be read"),
         ("serve {run} --set windows.action_steps=1", "can change only descent."),
     ],

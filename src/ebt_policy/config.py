@@ -435,6 +435,8 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _check(self, "max_mb budget_ms", above=0)
+        if not math.isfinite(self.max_mb):
+            raise UserError(f"server.max_mb = {self.max_mb}: it must be finite")
         if not 0 <= self.port < 2**16:
             raise UserError(f"server.port = {self.port}: it must lie in [0, 65535]")
 
