@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from conftest import policy
-from ebt_policy.benchmarks import cost, pages, runner
+from ebt_policy.benchmarks import cost, runner
 from ebt_policy.benchmarks.cost import measure_cost
-from ebt_policy.benchmarks.objectives import METHODS, TASKS, Act, cells
+from ebt_policy.benchmarks.objectives import METHODS, STUDY, TASKS
 from ebt_policy.benchmarks.pages import Group, difference, render
 from ebt_policy.benchmarks.runner import missing_acts, read_lines, results_file
+from ebt_policy.benchmarks.study import LANDSCAPE, QUALITY, Act, Study
 from ebt_policy.config import DESCENT_DEFAULTS, DescentConfig, WindowConfig
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.energy_quality import energy_quality
@@ -49,14 +50,14 @@ def write_cost(results: Path, ms: float) -> None:
 
 
 def test_cells_are_named_chosen_by_pattern_and_measured_fully_with_the_most_data() -> None:
-    assert len(cells([])) == len({cell.name for cell in cells([])})
-    (cell,) = cells(["metaworld-push/5/basin/0"])
+    assert len(STUDY.cells([])) == len({cell.name for cell in STUDY.cells([])})
+    (cell,) = STUDY.cells(["metaworld-push/5/basin/0"])
     assert [act.name for act in cell.acts] == ["1 step", "2 steps"]
-    (cell,) = cells(["metaworld-push/50/basin/0"])
+    (cell,) = STUDY.cells(["metaworld-push/50/basin/0"])
     assert {"50 steps", "adaptive", "energy quality"} <= {act.name for act in cell.acts}
-    assert {c.seed for c in cells(["pusht/*/mip/*"])} == {0, 1, 2}
+    assert {c.seed for c in STUDY.cells(["pusht/*/mip/*"])} == {0, 1, 2}
     with pytest.raises(UserError, match="matches no cell"):
-        cells(["pusht/nothing/*"])
+        STUDY.cells(["pusht/nothing/*"])
     for task in TASKS.values():
         assert set(task.methods) <= set(METHODS)
 
@@ -65,9 +66,9 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One real cell with a training of a moment: collect, train, evaluate, append; then nothing."""
-    (cell,) = cells(["planar-fork/200/basin/0"])
+    (cell,) = STUDY.cells(["planar-fork/200/basin/0"])
     task = replace(cell.task, demonstrations=(5,), budget=1.0, episodes=4)
-    acts = (Act("1 step", ("descent.steps=1",)), Act("2 steps"))
+    acts = (Act("1 step", ("descent.steps=1",)), Act("2 steps"), Act(QUALITY), Act(LANDSCAPE))
     method = replace(cell.method, acts=acts, compile=False)
     cell = replace(cell, task=task, demonstrations=5, method=method)
     work, results = tmp_path / "work", tmp_path / "results"
@@ -103,7 +104,7 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
     other = replace(cell, method=replace(cell.method, settings=("basin.ways=2",)))
     assert len(missing_acts(other, results)) == 4
     assert len(missing_acts(replace(cell, task=replace(task, budget=2.0)), results)) == 4
-    slower = replace(method, acts=(acts[0], Act("2 steps", ("descent.noise=0.1",))))
+    slower = replace(method, acts=(acts[0], Act("2 steps", ("descent.noise=0.1",)), *acts[2:]))
     assert len(missing_acts(replace(cell, method=slower), results)) == 1
     with monkeypatch.context() as patched:
         patched.setitem(DESCENT_DEFAULTS, "basin", DescentConfig(noise=0.3))
@@ -116,7 +117,7 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
     with pytest.raises(UserError, match="was trained for 20 steps, now 40; move it away"):
         runner.run_cell(longer, work, results, tmp_path)
 
-    monkeypatch.setattr(pages, "cells", lambda _: [cell])
+    monkeypatch.setattr(Study, "cells", lambda *_: [cell])
     runner._append(results_file(cell, results), found[0] | {"scores": [9.0], "settings_of_act": []})
     page = tmp_path / "page.md"
     page.write_text(
@@ -150,7 +151,7 @@ def test_tables_pair_the_starts_that_both_methods_have(tmp_path: Path) -> None:
         ("basin", "2 steps", [1.0, 0.5, 1.0, 0.9]),
         ("diffusion", "DDPM-100", [0.8, 0.3]),
     ]:
-        for cell in cells([f"pusht/*/{name}/*"]):
+        for cell in STUDY.cells([f"pusht/*/{name}/*"]):
             runner._append(results_file(cell, results), line(cell, act, scores))
     page = tmp_path / "page.md"
     page.write_text("<!-- table: pusht --><!-- end -->")
@@ -243,7 +244,7 @@ def test_bench_lists_what_is_missing_and_refuses_nonsense(tmp_path: Path) -> Non
             [*command, *arguments, "--results", str(tmp_path)], capture_output=True, text=True
         )
 
-    (cell,) = cells(["pusht/206/regression/0"])
+    (cell,) = STUDY.cells(["pusht/206/regression/0"])
     assert "missing 1 evaluation" in run("--list", "--only", cell.name).stdout
     write_cost(tmp_path, ms=60_000.0)  # the 10 steps of ``line``
     (tmp_path / "pusht.jsonl").write_text(json.dumps(line(cell, "1 evaluation", [1.0])) + "\n")

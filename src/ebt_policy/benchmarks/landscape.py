@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ebt_policy.benchmarks.objectives import EVALUATION_SEED
+from ebt_policy.benchmarks.study import EVALUATION_SEED
 from ebt_policy.descent import descend
 from ebt_policy.energy.transformer import repeat_memory
 from ebt_policy.errors import UserError

@@ -17,8 +17,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from ebt_policy.benchmarks.objectives import LANDSCAPE, METHODS, QUALITY, TASKS, cells
+from ebt_policy.benchmarks.objectives import METHODS, STUDY, TASKS
 from ebt_policy.benchmarks.runner import is_current, read_lines
+from ebt_policy.benchmarks.study import LANDSCAPE, QUALITY
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.statistics import bootstrap_crossed
 from ebt_policy.policies.files import replace_file
@@ -61,7 +62,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         # Results of other settings than today's are left out; of two the later one counts.
-        today = {cell.name: cell for cell in cells([])}
+        today = {cell.name: cell for cell in STUDY.cells([])}
         found: dict[tuple[str, int, str, str], dict[int, dict[str, Any]]] = {}
         for slug in TASKS:
             for line in read_lines(folder / f"{slug}.jsonl"):
@@ -149,7 +150,7 @@ def _table_task(found: Results, slug: str) -> str:
     ]  # fmt: skip
     rows = []
     for method in METHODS.values():
-        for act in method.acts:
+        for act in filter(lambda act: act.is_rollout, method.acts):
             group = found.get(slug, method.name, act.name)
             if group is None:
                 continue
@@ -178,7 +179,7 @@ def _table_metaworld(found: Results) -> str:
     slugs = _METAWORLD
     rows = []
     for method in METHODS.values():
-        for act in method.acts:
+        for act in filter(lambda act: act.is_rollout, method.acts):
             groups = {slug: found.get(slug, method.name, act.name) for slug in slugs}
             measured = [group for group in groups.values() if group is not None]
             if not measured:

@@ -18,13 +18,14 @@ import torch
 
 from ebt_policy.benchmarks.floor import multiply_adds, products
 from ebt_policy.benchmarks.landscape import fork_landscape
-from ebt_policy.benchmarks.objectives import (
+from ebt_policy.benchmarks.study import (
     EVALUATION_SEED,
     LANDSCAPE,
     PRESET,
     QUALITY,
     Act,
     Cell,
+    Study,
 )
 from ebt_policy.config import PolicyConfig, StreamConfig, TrainingConfig, from_json, override
 from ebt_policy.demonstrations import open_demonstrations
@@ -40,6 +41,7 @@ from ebt_policy.windows.arrays import load_arrays
 from ebt_policy.windows.windows import Windows, split_episodes
 
 QUALITY_OBSERVATIONS = 500
+_AROUND = range(-2, 7)  # chunks
 # Demonstrations that no method learns from, where an expert can make them.
 HELD_OUT_EPISODES, HELD_OUT_SEED = 60, 50_000
 
@@ -82,7 +84,7 @@ def training_steps(cell: Cell, folder: Path) -> int:
             "measures what a step of each method costs, on a machine that does nothing else"
         )
     cost = json.loads(path.read_text())["methods"][cell.method.name]
-    return round(1e3 * cell.task.budget / cost["ms"])
+    return round(1e3 * cell.share * cell.task.budget / cost["ms"])
 
 
 def missing_acts(cell: Cell, folder: Path) -> list[Act]:
@@ -127,7 +129,9 @@ def _settings(config: PolicyConfig) -> dict[str, Any]:
     return {name: found[name] for name in names}
 
 
-def run_cells(chosen: list[Cell], work: Path, results: Path, pusht: Path, jobs: int) -> None:
+def run_cells(
+    study: Study, chosen: list[Cell], work: Path, results: Path, pusht: Path, jobs: int
+) -> None:
     """Run cells that lack results, ``jobs`` of them beside each other, each in its own process.
 
     Raises:
@@ -143,7 +147,7 @@ def run_cells(chosen: list[Cell], work: Path, results: Path, pusht: Path, jobs: 
 
     def one(cell: Cell) -> None:
         command = [
-            sys.executable, "-m", "ebt_policy.cli.main", "bench", "objectives", "--only", cell.name,
+            sys.executable, "-m", "ebt_policy.cli.main", "bench", study.name, "--only", cell.name,
             "--work", str(work), "--results", str(results), "--pusht", str(pusht), "--here",
         ]  # fmt: skip
         code = subprocess.run(command).returncode
@@ -275,7 +279,7 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
         # Today's descent, not the one of the training's day.
         config = dataclasses.replace(policy.config, descent=_config(cell).descent)
         acting = getattr(override(config, act.settings), policy.acting)
-    rollout = Rollout(str(run), cell.task.name, acting)
+    rollout = Rollout(str(run), cell.task.name + act.disturbance, acting)
     result = evaluate(rollout, cell.task.episodes, EVALUATION_SEED)
     records = result.pop("records")
     for key in ("moments", "policy", "task", "seeds"):
@@ -285,17 +289,38 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
         for doing, taken in zip(record["doing"], record["descent_steps"], strict=False):
             counts = steps_by_doing.setdefault(doing, {})
             counts[taken] = counts.get(taken, 0) + 1
-    return result | {
-        "first_seed": EVALUATION_SEED,
-        "scores": [round(record["score"], 4) for record in records],
-        "successes": [int(record["success"]) for record in records],
-        "steps_by_doing": steps_by_doing,
-        "first_episode": {
-            "steps": records[0]["descent_steps"],
-            "doing": records[0]["doing"],
-            "energy": [round(value, 3) for value in records[0]["energy"]],
-        },
-    }
+    around = _energy_around(records, policy.config.windows.action_steps)
+    return (
+        result
+        | ({"energy_around": around} if around else {})
+        | {
+            "first_seed": EVALUATION_SEED,
+            "scores": [round(record["score"], 4) for record in records],
+            "successes": [int(record["success"]) for record in records],
+            "steps_by_doing": steps_by_doing,
+            "first_episode": {
+                "steps": records[0]["descent_steps"],
+                "doing": records[0]["doing"],
+                "energy": [round(value, 3) for value in records[0]["energy"]],
+            },
+        }
+    )
+
+
+def _energy_around(records: list[dict[str, Any]], action_steps: int) -> dict[str, float]:
+    """Mean energy of the chunks before and after the one in which a disturbance took effect.
+
+    By the number of chunks after it: -1 is the one before, 0 that in which it happened and which
+    did not know of it, 1 the first that saw it.
+    """
+    found: dict[int, list[float]] = {}
+    for record in records:
+        if record["facts"].get("took_effect") and record["energy"]:
+            first = record["facts"]["disturbed_at"] // action_steps
+            for place in _AROUND:
+                if 0 <= first + place < len(record["energy"]):
+                    found.setdefault(place, []).append(record["energy"][first + place])
+    return {str(place): round(float(np.mean(found[place])), 4) for place in sorted(found)}
 
 
 def _windows(

@@ -230,33 +230,22 @@ def build_parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="reproduce the comparisons of docs/")
     studies = bench.add_subparsers(required=True, metavar="STUDY", parser_class=_Parser)
-    objectives = _command(
-        studies, "objectives", _bench_objectives,
-        "objectives, descents and baselines compared: what has no result yet is run",
+    _study(
+        studies, "objectives", "objectives, descents and baselines compared",
         "ebt-policy bench objectives --only 'planar-fork/*' --jobs 2",
     )  # fmt: skip
-    objectives.add_argument(
-        "--only", metavar="PATTERN", action="append", default=[],
-        help="cells to run, e.g. 'pusht/*/basin/*' (default: all; may be given again)",
+    _study(
+        studies, "tasks", "success on the paper's tasks, and over training compute",
+        "ebt-policy bench tasks --only 'robosuite-Lift/200/*/0'",
     )  # fmt: skip
-    objectives.add_argument(
-        "--list", action="store_true", help="show the cells and what is missing"
-    )
-    objectives.add_argument(
-        "--render", metavar="PAGE", help="write the tables and plots of this page, run nothing"
-    )
-    objectives.add_argument("--jobs", metavar="N", type=_count, default=1, help="cells at once")
-    objectives.add_argument(
-        "--work", metavar="DIR", default="runs/objectives", help="folder of the training runs"
-    )
-    objectives.add_argument(
-        "--results", metavar="DIR", default="results/objectives", help="folder of the results"
-    )
-    objectives.add_argument(
-        "--pusht", metavar="PATH", default="data/pusht_cchi_v7_replay.zarr",
-        help="the PushT demonstrations",
+    _study(
+        studies, "recovery", "success after the object was dropped, moved or let go",
+        "ebt-policy bench recovery --only 'robosuite-Lift/200/basin/*'",
     )  # fmt: skip
-    objectives.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    _study(
+        studies, "shift", "success where the task differs from the demonstrations, by how much",
+        "ebt-policy bench shift --only 'robosuite-Lift/200/*/0'",
+    )  # fmt: skip
 
     cost = _command(
         studies, "cost", _bench_cost,
@@ -359,6 +348,34 @@ def _command(
     )  # fmt: skip
     parser.set_defaults(command=run)
     return parser
+
+
+def _study(studies: Any, name: str, what: str, example: str) -> None:
+    """The command of a study of cells."""
+    parser = _command(
+        studies, name, _bench_study, f"{what}: what has no result yet is run", example
+    )
+    parser.set_defaults(study=name)
+    parser.add_argument(
+        "--only", metavar="PATTERN", action="append", default=[],
+        help="cells to run, e.g. '*/basin/0' (default: all; may be given again)",
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="show the cells and what is missing")
+    parser.add_argument(
+        "--render", metavar="PAGE", help="write the tables and plots of this page, run nothing"
+    )
+    parser.add_argument("--jobs", metavar="N", type=_count, default=1, help="cells at once")
+    parser.add_argument(
+        "--work", metavar="DIR", help="folder of the training runs (default: under runs/)"
+    )
+    parser.add_argument(
+        "--results", metavar="DIR", help=f"folder of the results (default: results/{name})"
+    )
+    parser.add_argument(
+        "--pusht", metavar="PATH", default="data/pusht_cchi_v7_replay.zarr",
+        help="the PushT demonstrations",
+    )  # fmt: skip
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
 
 
 def _count(text: str) -> int:
@@ -601,13 +618,15 @@ def _serve(options: argparse.Namespace) -> None:
     run_server(server, started)
 
 
-def _bench_objectives(options: argparse.Namespace) -> None:
-    from ebt_policy.benchmarks.objectives import cells
+def _bench_study(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks import manipulation, objectives
     from ebt_policy.benchmarks.pages import render
     from ebt_policy.benchmarks.runner import missing_acts, run_cell, run_cells
 
-    work, results, pusht = Path(options.work), Path(options.results), Path(options.pusht)
-    chosen = cells(options.only)
+    study = {"objectives": objectives.STUDY, **manipulation.STUDIES}[options.study]
+    work = Path(options.work or f"runs/{study.work or study.name}")
+    results = Path(options.results or f"results/{study.name}")
+    pusht, chosen = Path(options.pusht), study.cells(options.only)
     if options.render:
         render(Path(options.render), results)
     elif options.list:
@@ -618,7 +637,7 @@ def _bench_objectives(options: argparse.Namespace) -> None:
         for cell in chosen:
             run_cell(cell, work, results, pusht)
     else:
-        run_cells(chosen, work, results, pusht, options.jobs)
+        run_cells(study, chosen, work, results, pusht, options.jobs)
 
 
 def _bench_cost(options: argparse.Namespace) -> None:

@@ -1,9 +1,13 @@
-"""Tasks by name: ``planar/fork``, ``pusht``, ``metaworld/…``, ``robosuite/…``, ``gym:<id>``."""
+"""Tasks by name: ``planar/fork``, ``pusht``, ``metaworld/…``, ``robosuite/…``, ``gym:<id>``.
+
+Disturbances may follow a name: ``robosuite/Lift+drop``, see :mod:`ebt_policy.tasks.disturbances`.
+"""
 
 from __future__ import annotations
 
 from ebt_policy.errors import UserError
 from ebt_policy.tasks.base import Environment, Outcome, Task
+from ebt_policy.tasks.disturbances import disturbed
 
 
 def make_task(name: str) -> Task:
@@ -12,6 +16,9 @@ def make_task(name: str) -> Task:
     Raises:
         UserError: unknown name, or its simulator is not installed.
     """
+    name, plus, disturbances = name.partition("+")
+    if plus:
+        return disturbed(make_task(name), disturbances)
     # Each simulator is imported only by those who ask for it.
     if name == "planar/fork":
         from ebt_policy.tasks.planar import fork

@@ -31,6 +31,36 @@ class Outcome:
     done: bool = False
 
 
+class Grasping(ABC):
+    """A gripper and the object it is to grasp, for :mod:`ebt_policy.tasks.disturbances`."""
+
+    @abstractmethod
+    def is_grasping(self) -> bool:
+        """Whether the object is held now."""
+
+    @abstractmethod
+    def is_closing(self) -> bool:
+        """Whether the last action closed the gripper."""
+
+    @abstractmethod
+    def height(self) -> float:
+        """Of the object's middle, in m."""
+
+    @abstractmethod
+    def distance(self) -> float:
+        """From the grip to the middle of the nearest part of the object, in m."""
+
+    @abstractmethod
+    def displace(
+        self, random: np.random.Generator, least: float, most: float, height: float
+    ) -> bool:
+        """Put the object some m aside, at rest, at a height; False if there is no room for it."""
+
+    @abstractmethod
+    def opened(self, action: np.ndarray) -> np.ndarray:
+        """The same action (A,) with the gripper opening."""
+
+
 class Environment(ABC):
     """One simulated (or real) scene. The same seed gives the same start, always."""
 
@@ -49,6 +79,18 @@ class Environment(ABC):
     def facts(self) -> dict[str, Any]:
         """What the task tells of the episode so far beyond score and success, if anything."""
         return {}
+
+    def vary(self, name: str, factor: float) -> None:
+        """Multiply something of the scene, from the next reset on; see ``disturbances``.
+
+        Raises:
+            UserError: this scene cannot.
+        """
+        raise UserError(f"+{name}={factor:g}: this task cannot vary its {name}")
+
+    def grasping(self) -> Grasping | None:
+        """What a disturbance needs of a scene in which something is grasped; None in others."""
+        return None
 
     def close(self) -> None:  # noqa: B027, most have nothing to close
         """Give back windows and graphics contexts, if there are any."""

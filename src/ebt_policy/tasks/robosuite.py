@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ebt_policy.errors import UserError
-from ebt_policy.tasks.base import Environment, Outcome, Task, missing_extra
+from ebt_policy.tasks.base import Environment, Grasping, Outcome, Task, missing_extra
 from ebt_policy.tasks.robosuite_experts import PLANS, make_expert
 
 ROBOTS = ("IIWA", "Kinova3", "Panda", "Sawyer", "UR5e")
@@ -93,7 +93,7 @@ class RobosuiteEnvironment(Environment):
         self._begin()
 
     def _begin(self) -> None:
-        self._is_closing = self._is_held = False
+        self.is_closing = self._is_held = False
         self._without = 0  # control steps since the last contact of both fingers with an object
         self._facts = {"closings": 0, "grasps": 0, "drops": 0}
 
@@ -119,6 +119,35 @@ class RobosuiteEnvironment(Environment):
             for thing in self._movables
         )
 
+    def grasping(self) -> Grasping:
+        return _Grasping(self, self._environment, self._movables[0])
+
+    def vary(self, name: str, factor: float) -> None:
+        # What is changed is the model, or what draws a start: both outlive a reset.
+        environment, model = self._environment, self._environment.sim.model
+        things = [thing for thing in self._movables if name in ("mass", "friction")]
+        for thing in things:
+            if name == "mass":
+                for body in thing.bodies:
+                    index = model.body_name2id(body)
+                    model.body_mass[index] *= factor
+                    model.body_inertia[index] *= factor
+            else:
+                for geom in thing.contact_geoms:
+                    model.geom_friction[model.geom_name2id(geom)] *= factor
+        if name == "gain":
+            for robot in environment.robots:
+                for arm in robot.arms:
+                    controller = robot.part_controllers[arm]
+                    controller.kp = controller.kp * factor
+        if name == "spread":
+            for robot in environment.robots:
+                robot.initialization_noise["magnitude"] *= factor
+            for sampler in _samplers(environment.placement_initializer):
+                low, high = (end - sampler.reference_pos[:2] for end in _area(environment))
+                sampler.x_range = _widened(sampler.x_range, factor, low[0], high[0])
+                sampler.y_range = _widened(sampler.y_range, factor, low[1], high[1])
+
     def facts(self) -> dict[str, Any]:
         """Closings of the gripper, grasps that came of them, and drops from the closed gripper."""
         return dict(self._facts)
@@ -140,8 +169,8 @@ class RobosuiteEnvironment(Environment):
         self._environment.close()
 
     def _watch(self, is_closing: bool) -> None:
-        self._facts["closings"] += is_closing and not self._is_closing
-        self._is_closing = is_closing
+        self._facts["closings"] += is_closing and not self.is_closing
+        self.is_closing = is_closing
         if self.is_grasping():
             self._facts["grasps"] += is_closing and not self._is_held
             self._is_held, self._without = self._is_held or is_closing, 0
@@ -159,6 +188,81 @@ class RobosuiteEnvironment(Environment):
         keys = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
         observation = {key: np.asarray(seen[key], np.float32) for key in keys}
         return observation | {"object": np.asarray(seen["object-state"], np.float32)}
+
+
+class _Grasping(Grasping):
+    """The gripper of the first robot and the first object; see the base class."""
+
+    _ROOM = 0.02  # m that an object keeps from the ends of the area of starts
+
+    def __init__(self, scene: RobosuiteEnvironment, environment: Any, thing: Any) -> None:
+        self._scene, self._environment, self._thing = scene, environment, thing
+
+    def is_grasping(self) -> bool:
+        return self._scene.is_grasping()
+
+    def is_closing(self) -> bool:
+        return self._scene.is_closing
+
+    def height(self) -> float:
+        return float(self._position()[2])
+
+    def distance(self) -> float:
+        sim, robot = self._environment.sim, self._environment.robots[0]
+        grip = sim.data.site_xpos[robot.eef_site_id[robot.arms[0]]]
+        parts = [sim.model.geom_name2id(name) for name in self._thing.contact_geoms]
+        return float(np.linalg.norm(sim.data.geom_xpos[parts] - grip, axis=1).min())
+
+    def displace(
+        self, random: np.random.Generator, least: float, most: float, height: float
+    ) -> bool:
+        low, high = _area(self._environment)
+        here = self._position()
+        for _ in range(50):
+            angle, length = random.uniform(0, 2 * np.pi), random.uniform(least, most)
+            there = here[:2] + length * np.array([np.cos(angle), np.sin(angle)])
+            if (there > low + self._ROOM).all() and (there < high - self._ROOM).all():
+                sim, joint = self._environment.sim, self._thing.joints[0]
+                pose = sim.data.get_joint_qpos(joint).copy()
+                pose[:3] += np.append(there, height) - here
+                sim.data.set_joint_qpos(joint, pose)
+                sim.data.set_joint_qvel(joint, np.zeros(6))
+                sim.forward()
+                return True
+        return False
+
+    def opened(self, action: np.ndarray) -> np.ndarray:
+        return np.append(action[:-1], -1.0).astype(action.dtype)
+
+    def _position(self) -> np.ndarray:
+        sim = self._environment.sim
+        place: np.ndarray = sim.data.body_xpos[sim.model.body_name2id(self._thing.root_body)]
+        return place.copy()
+
+
+def _samplers(initializer: Any) -> list[Any]:
+    """Those that draw where the objects begin, not where robosuite draws their images."""
+    parts = getattr(initializer, "samplers", {"": initializer})
+    return [sampler for name, sampler in parts.items() if not name.startswith("Visual")]
+
+
+_MARGIN = 0.05  # m from the ends of a bin or table, within which robosuite's own starts keep
+
+
+def _widened(ends: Any, factor: float, low: float, high: float) -> list[float]:
+    """A range about the same middle, ``factor`` times as wide where there is room."""
+    middle, half = (ends[0] + ends[1]) / 2, factor * (ends[1] - ends[0]) / 2
+    return [max(middle - half, low + _MARGIN), min(middle + half, high - _MARGIN)]
+
+
+def _area(environment: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest x and y (2,), in m, of where an object may lie: its bin, or the table."""
+    if hasattr(environment, "bin1_pos"):
+        middle, size = environment.bin1_pos, environment.bin_size
+    else:
+        middle, size = environment.table_offset, environment.table_full_size
+    half = np.array(size[:2]) / 2
+    return middle[:2] - half, middle[:2] + half
 
 
 def _may_be_shown(objects: int, facts: dict[str, Any]) -> bool:

@@ -1,0 +1,74 @@
+"""The studies behind ``docs/claims.md``: the paper's manipulation tasks and its claims.
+
+All but the first look at the policies that the first has trained. The ways of acting that are
+compared: two descent steps and steps until they no longer move the chunk, against a Diffusion
+Policy's ten and hundred, two-step and one-step regression, and implicit behavioural cloning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ebt_policy.benchmarks.objectives import ADAPTIVE, METHODS
+from ebt_policy.benchmarks.study import Act, BenchTask, Method, Study
+
+TWO_STEPS = Act("2 steps", ("descent.steps=2",), core=True)
+_ACTS = {
+    "basin": (TWO_STEPS, Act("1 step", ("descent.steps=1",)), ADAPTIVE),
+    "diffusion": (
+        Act("DDIM-10", ("diffusion.ddim_steps=10",), core=True),
+        Act("DDPM-100", ("diffusion.sampler=ddpm",)),
+    ),
+    "mip": (Act("2 evaluations", core=True),),
+    "regression": (Act("1 evaluation", core=True),),
+    "ibc": (Act("Langevin", ("ibc.iterations=20",), core=True),),
+}
+_METHODS = {name: replace(METHODS[name], acts=acts) for name, acts in _ACTS.items()}
+_TASKS = {
+    task.slug: task
+    for task in (
+        BenchTask(
+            f"robosuite/{name}", (200,), budget, (0, 1, 2), 50, tuple(_METHODS),
+            shares=(1.0, 0.5, 0.25, 0.125),
+        )
+        for name, budget in (
+            ("Lift", 60.0), ("PickPlaceCan", 240.0), ("NutAssemblySquare", 480.0),
+        )
+    )
+}  # fmt: skip
+_WHOLE = {slug: replace(task, shares=(1.0,)) for slug, task in _TASKS.items()}
+
+
+def _disturbed(method: Method, disturbances: tuple[str, ...]) -> Method:
+    """The method's core acts (of the energy also the adaptive one), disturbed in several ways."""
+    acts = [act for act in method.acts if act.core or act is ADAPTIVE]
+    return replace(
+        method,
+        acts=tuple(
+            replace(act, name=act.name + disturbance, disturbance=disturbance)
+            for disturbance in disturbances
+            for act in acts
+        ),
+    )
+
+
+RECOVERIES = ("+drop", "+move", "+open")
+SHIFTS = {
+    "spread": ("+spread=1.5", "+spread=2"),
+    "noise": ("+noise=0.002", "+noise=0.005", "+noise=0.01"),
+    "delay": ("+delay=1", "+delay=2", "+delay=3"),
+    "mass": ("+mass=0.5", "+mass=2"),
+    "friction": ("+friction=0.5", "+friction=2"),
+    "gain": ("+gain=0.8", "+gain=1.2"),
+}
+TASKS = Study("tasks", _TASKS, _METHODS)
+RECOVERY = Study(
+    "recovery", _WHOLE, {n: _disturbed(m, RECOVERIES) for n, m in _METHODS.items()}, work="tasks"
+)
+SHIFT = Study(
+    "shift", _WHOLE,
+    {n: _disturbed(m, tuple(s for kind in SHIFTS.values() for s in kind))
+     for n, m in _METHODS.items()},
+    work="tasks",
+)  # fmt: skip
+STUDIES = {study.name: study for study in (TASKS, RECOVERY, SHIFT)}

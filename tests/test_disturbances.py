@@ -1,0 +1,143 @@
+"""Tasks in which something goes wrong, or which differ from the demonstrated ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ebt_policy.errors import UserError
+from ebt_policy.tasks import make_task
+from ebt_policy.tasks.disturbances import Interrupted
+
+
+def roll(name: str, seed: int = 0, steps: int = 6) -> np.ndarray:
+    """States (steps + 1, ...) of an episode with always the same action."""
+    task = make_task(name)
+    environment = task.make()
+    states = [environment.reset(seed)["state"]]
+    for _ in range(steps):
+        outcome = environment.step(np.full(task.action_dim, 0.5, np.float32))
+        states.append(outcome.observation["state"])
+    environment.close()
+    return np.array(states)
+
+
+def test_noise_is_of_its_strength_and_of_the_seed() -> None:
+    quiet = roll("planar/fork")
+    loud = roll("planar/fork+noise=0.01")
+    again = roll("planar/fork+noise=0.01")
+    other = roll("planar/fork+noise=0.01", seed=1)
+    assert 0.003 < np.std(loud - quiet) < 0.03
+    assert np.array_equal(loud, again)
+    assert not np.allclose(loud - quiet, other - roll("planar/fork", seed=1))
+
+
+def test_a_delay_is_so_many_steps_of_rest_first() -> None:
+    prompt = roll("metaworld/reach", steps=6)
+    late = roll("metaworld/reach+delay=2", steps=8)
+    hand = slice(0, 3)
+    behind = np.linalg.norm(late[6, hand] - prompt[6, hand])
+    assert np.linalg.norm(late[8, hand] - prompt[6, hand]) < 0.3 * behind
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("planar/fork+nonsense", r"no disturbance 'nonsense'; there are drop, move, open and"),
+        ("planar/fork+noise", r"write \+noise=NUMBER"),
+        ("planar/fork+noise=nan", "nan is out of range"),
+        ("planar/fork+mass=0", "0 is out of range"),
+        ("metaworld/reach+delay=1.5", "a delay is a whole number"),
+        ("pusht+delay=1", "no action of this task is known to be no movement"),
+        ("planar/fork+drop=1", r"drop takes no strength"),
+    ],
+)
+def test_a_wrong_disturbance_is_named(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_task(name)
+
+
+@pytest.mark.parametrize("name", ["planar/fork+drop", "planar/fork+mass=2"])
+def test_a_scene_that_cannot_says_so(name: str) -> None:
+    with pytest.raises(UserError, match=r"\+(drop|mass=2): this task"):
+        make_task(name).make()
+
+
+class Expert:
+    """An episode of the scripted expert under a disturbance, step by step."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self.task = make_task(name)
+        self.environment: Any = self.task.make()
+        assert self.task.make_expert is not None
+        self.act, self.observation = self.task.make_expert(seed), self.environment.reset(seed)
+        self.outcome: Any = None
+
+    def steps(self, most: int) -> int:
+        for count in range(most):
+            self.outcome = self.environment.step(self.act(self.observation))
+            self.observation = self.outcome.observation
+            if self.outcome.success or self.outcome.done:
+                return count + 1
+        return most
+
+
+@pytest.mark.parametrize("name", ["drop", "open"])
+def test_what_is_lost_out_of_the_gripper_is_noticed_and_gives_a_horizon_more(name: str) -> None:
+    episode = Expert(f"robosuite/Lift+{name}", seed=0)
+    environment = episode.environment
+    assert isinstance(environment, Interrupted)
+    environment.horizon = 20  # which the expert, who never tries again, only waits for
+    while episode.environment.facts()["disturbed_at"] is None:
+        environment.horizon += 1
+        assert episode.steps(1) == 1
+        assert not episode.outcome.done
+    facts = environment.facts()
+    left = episode.steps(200)
+    assert episode.outcome.done
+    assert not episode.outcome.success
+    assert left == environment.horizon - 1
+    assert environment.facts() | {"took_effect": True} == environment.facts()
+    assert not environment._scene.is_grasping()
+    # The same again, from the same seed.
+    again = environment.reset(0)
+    assert environment.facts()["disturbed_at"] is None
+    assert np.array_equal(again["object"], Expert("robosuite/Lift", 0).observation["object"])
+    summary = episode.task.summarise
+    assert summary is not None
+    assert summary([facts])["disturbed_at"] == [facts["disturbed_at"]]
+
+
+def test_an_object_is_moved_before_it_is_grasped_and_the_expert_follows() -> None:
+    episode = Expert("robosuite/Lift+move", seed=1)
+    scene = episode.environment._scene
+    while episode.environment.facts()["disturbed_at"] is None:
+        before = scene._position()
+        episode.steps(1)
+    away = np.linalg.norm((scene._position() - before)[:2])
+    assert 0.025 < away < 0.085
+    episode.steps(200)
+    assert episode.outcome.success  # this expert looks where the object is
+
+
+def test_factors_change_the_model_and_the_starts() -> None:
+    plain, varied = make_task("robosuite/Lift").make(), None
+    for name in ("mass=2", "friction=0.5", "gain=0.8", "spread=2"):
+        varied = make_task(f"robosuite/Lift+{name}").make()
+        one: Any = plain._environment  # type: ignore[attr-defined]
+        two: Any = varied._environment  # type: ignore[attr-defined]
+        body = one.sim.model.body_name2id("cube_main")
+        geom = one.sim.model.geom_name2id("cube_g0")
+        ratios = {
+            "mass": two.sim.model.body_mass[body] / one.sim.model.body_mass[body],
+            "friction": two.sim.model.geom_friction[geom][0] / one.sim.model.geom_friction[geom][0],
+            "gain": two.robots[0].part_controllers["right"].kp[0] / 150,
+            "spread": np.ptp(two.placement_initializer.x_range) / 0.06,
+        }
+        kind, factor = name.split("=")
+        assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0) | {kind: float(factor)})
+        varied.reset(0)  # and it holds after a reset
+        assert ratios["mass"] == two.sim.model.body_mass[body] / one.sim.model.body_mass[body]
+        varied.close()
