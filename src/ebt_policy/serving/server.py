@@ -178,6 +178,7 @@ class PolicyServer:
         if chunk is None or not np.isfinite(chunk.actions).all():
             if hold is None:
                 raise UserError("the policy's actions are not finite: its weights are damaged")
+            episode.previous = None  # a warm start from before the hold would be out of step
             steps = self.policy.config.windows.action_steps
             return {"actions": np.tile(hold, (steps, 1)), "num_steps": 0, "alarm": True, **timing}
         actions = self._limits.limit(chunk.actions[0], episode.last_action)
