@@ -59,6 +59,7 @@ bench-performance: setup
 	$(BIN)/ebt-policy bench loading --data data/pusht_cchi_v7_replay.zarr --compile --json results/loading-pusht.json
 	$(BIN)/ebt-policy train --data data/pusht_cchi_v7_replay.zarr --policy ebt --preset tiny --budget 10m --compile --out runs/performance --resume
 	$(BIN)/ebt-policy bench evaluation runs/performance --task pusht --json results/evaluation-pusht.json
+	$(BIN)/ebt-policy bench serve --clients 8 --seconds 120 --json results/serve.json
 	$(BIN)/python scripts/render_results
 
 clean:

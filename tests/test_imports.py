@@ -21,6 +21,8 @@ LAYERS = [
     {"training"},
     {"tasks"},
     {"evaluation"},
+    {"serving"},
+    {"client"},
     {"report"},
     {"benchmarks"},
     {"cli"},
@@ -61,8 +63,8 @@ class Blocked:
         top = name.split(".")[0]
         if not top.startswith("_") and top in {
             "accelerate", "av", "beartype", "diffusers", "gymnasium", "h5py", "imageio_ffmpeg",
-            "jaxtyping", "matplotlib", "metaworld", "mujoco", "pyarrow", "safetensors",
-            "tensorboard", "tqdm", "zarr",
+            "jaxtyping", "matplotlib", "metaworld", "msgpack", "mujoco", "pyarrow",
+            "safetensors", "tensorboard", "tqdm", "websockets", "zarr",
         }:
             raise ImportError(f"{top} is blocked")
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ebt_policy import config as settings
-from ebt_policy.config import PRESETS, PolicyConfig, TrainingConfig
+from ebt_policy.config import PRESETS, PolicyConfig, ServerConfig, TrainingConfig
 from ebt_policy.errors import UserError
 
 # The extra that brings a library which a command needs.
 EXTRAS = {
     "accelerate": "train", "av": "lerobot", "diffusers": "baselines", "h5py": "data",
-    "imageio_ffmpeg": "report", "matplotlib": "report", "PIL": "lerobot", "pyarrow": "lerobot",
-    "tensorboard": "train", "zarr": "data",
+    "imageio_ffmpeg": "report", "matplotlib": "report", "msgpack": "serve", "PIL": "lerobot",
+    "pyarrow": "lerobot", "tensorboard": "train", "websockets": "serve", "zarr": "data",
 }  # fmt: skip
 # What another option decides, together with the settings that belong to it.
 _OWN_OPTION = {"policy": "--policy", "objective": "--objective", "streams": "--obs"}
@@ -242,6 +242,35 @@ def build_parser() -> argparse.ArgumentParser:
         help="a setting of acting, e.g. descent.steps=3",
     )  # fmt: skip
 
+    server = _command(
+        commands, "serve", _serve, "serve a policy to robots, as openpi's clients expect it",
+        "ebt-policy serve runs/ebt --port 8000 --budget-ms 80",
+    )  # fmt: skip
+    server.add_argument("run", metavar="RUN", help="folder of the policy")
+    server.add_argument(
+        "--port", metavar="N", type=int, default=ServerConfig.port, help="default: 8000; 0: any"
+    )
+    server.add_argument(
+        "--host", metavar="ADDRESS", default=ServerConfig.host,
+        help="address to listen on (default: 127.0.0.1; any other needs --api-key-file)",
+    )  # fmt: skip
+    server.add_argument("--api-key-file", metavar="FILE", help="holds the key asked of clients")
+    server.add_argument(
+        "--max-mb", metavar="X", type=float, default=ServerConfig.max_mb,
+        help="largest message, in megabytes (default: 16)",
+    )  # fmt: skip
+    server.add_argument(
+        "--limits", metavar="FILE", help="JSON: range, velocity and kind of each action dimension"
+    )
+    server.add_argument(
+        "--budget-ms", metavar="MS", type=float,
+        help="answer with a hold command and an alarm when a chunk takes longer",
+    )  # fmt: skip
+    server.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[],
+        help="a setting of acting, e.g. descent.max_ms=50",
+    )  # fmt: skip
+
     report = _command(
         commands, "report", _report, "one HTML file that compares runs",
         "ebt-policy report runs/ebt runs/diffusion --out runs/report.html",
@@ -336,11 +365,20 @@ def build_parser() -> argparse.ArgumentParser:
     simulation.add_argument("--episodes", metavar="N", type=_count, default=50)
     simulation.add_argument("--rounds", metavar="N", type=_count, default=7)
 
+    serving = _command(
+        studies, "serve", _bench_serve,
+        "many clients of one server at once: latency, throughput, mixed-up replies",
+        "ebt-policy bench serve --clients 8 --seconds 120 --json results/serve.json",
+    )  # fmt: skip
+    serving.add_argument("--preset", choices=list(PRESETS), default="small", help="network size")
+    serving.add_argument("--clients", metavar="N", type=_count, default=8)
+    serving.add_argument("--seconds", metavar="N", type=_count, default=120)
+
     for study in (floor, latency):
         study.add_argument(
             "--threads", metavar="N", type=_count, nargs="+", default=[1, 2], help="default: 1 2"
         )
-    for study in (floor, latency, training, loading, simulation):
+    for study in (floor, latency, training, loading, simulation, serving):
         study.add_argument("--json", metavar="FILE", help="write the rows here too")
 
     demo = _command(
@@ -638,6 +676,35 @@ def _export(options: argparse.Namespace) -> None:
     )
 
 
+def _serve(options: argparse.Namespace) -> None:
+    import torch
+
+    from ebt_policy.policies.files import load_policy
+    from ebt_policy.serving.limits import ActionLimits, read_limits
+    from ebt_policy.serving.server import PolicyServer, read_api_key, run_server
+
+    server_config = ServerConfig(options.host, options.port, options.max_mb, options.budget_ms)
+    key = None if options.api_key_file is None else read_api_key(Path(options.api_key_file))
+    policy = load_policy(options.run, "cuda" if torch.cuda.is_available() else "cpu")
+    config = _acting_config(policy.config, options.set)
+    if policy.acting is not None:
+        policy = policy.with_sampling(getattr(config, policy.acting))
+    limits = (
+        ActionLimits(policy)
+        if options.limits is None
+        else read_limits(Path(options.limits), policy)
+    )
+    server = PolicyServer(policy, server_config, limits, key)
+
+    def started(port: int) -> None:
+        streams = ", ".join(policy.stream_names)
+        print(
+            f"{options.run}: serving on {options.host} port {port}, observing {streams}", flush=True
+        )
+
+    run_server(server, started)
+
+
 def _bench_study(options: argparse.Namespace) -> None:
     from ebt_policy.benchmarks import manipulation, objectives
     from ebt_policy.benchmarks.pages import render
@@ -763,6 +830,19 @@ def _bench_evaluation(options: argparse.Namespace) -> None:
     print(
         f"two workers over one: {measured['two_over_one']:.2f}; policy "
         f"{100 * measured['policy_share']:.0f} % of an evaluation"
+    )
+    _write_json(options.json, measured)
+
+
+def _bench_serve(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.serving import measure_serving
+
+    measured = measure_serving(options.preset, options.clients, float(options.seconds))
+    print(
+        f"{measured['clients']} clients, {measured['seconds']:.0f} s: {measured['replies']} "
+        f"replies, {measured['per_second']:.1f} a second, {measured['p50_ms']:.1f} ms p50, "
+        f"{measured['p95_ms']:.1f} ms p95, {measured['p99_ms']:.1f} ms p99, "
+        f"{measured['mixed_up']} mixed up"
     )
     _write_json(options.json, measured)
 
