@@ -1,14 +1,16 @@
 """The tables and plots of ``docs/objectives.md``, from the files under ``results/`` alone.
 
-Between ``<!-- table: NAME -->`` and ``<!-- end -->`` stands a table; figures are written beside
-the page, into ``figures/``.
+What they share with another page, :mod:`ebt_policy.benchmarks.claims`, is here, too. Between
+``<!-- table: NAME -->`` and ``<!-- end -->`` stands a table; figures are written beside the page,
+into ``figures/``.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from matplotlib.patches import Circle
 
 from ebt_policy.benchmarks.objectives import METHODS, STUDY, TASKS
 from ebt_policy.benchmarks.runner import is_current, read_lines
-from ebt_policy.benchmarks.study import LANDSCAPE, QUALITY
+from ebt_policy.benchmarks.study import LANDSCAPE, QUALITY, Study
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.statistics import bootstrap_crossed
 from ebt_policy.policies.files import replace_file
@@ -57,24 +59,37 @@ class Group:
         return float(np.mean(found))
 
 
-class Results:
-    """Every result of the study, grouped."""
+def _group(lines: dict[int, dict[str, Any]]) -> Group:
+    return Group(tuple(lines[seed] for seed in sorted(lines)))
 
-    def __init__(self, folder: Path) -> None:
+
+class Results:
+    """Every result of a study, grouped.
+
+    Attributes:
+        groups: by task, number of demonstrations, method and way of acting.
+        costs: what was measured of training steps.
+        partial: by task, method, way of acting and share of the budget, with most demonstrations.
+    """
+
+    def __init__(self, folder: Path, study: Study = STUDY) -> None:
         # Results of other settings than today's are left out; of two the later one counts.
-        today = {cell.name: cell for cell in STUDY.cells([])}
+        today = {cell.name: cell for cell in study.cells([])}
         found: dict[tuple[str, int, str, str], dict[int, dict[str, Any]]] = {}
-        for slug in TASKS:
+        partial: dict[tuple[str, str, str, float], dict[int, dict[str, Any]]] = {}
+        for slug in study.tasks:
             for line in read_lines(folder / f"{slug}.jsonl"):
                 cell = today.get(line["cell"])
                 if cell is None or not is_current(line, cell, folder):
                     continue
                 key = (slug, line["demonstrations"], line["method"], line["act"])
-                found.setdefault(key, {})[line["seed"]] = line
+                if cell.share == 1:
+                    found.setdefault(key, {})[line["seed"]] = line
+                where = (slug, line["method"], line["act"], cell.share)
+                partial.setdefault(where, {})[line["seed"]] = line
         self.costs = [json.loads(path.read_text()) for path in sorted(folder.glob("cost-*.json"))]
-        self.groups = {
-            key: Group(tuple(lines[seed] for seed in sorted(lines))) for key, lines in found.items()
-        }
+        self.groups = {key: _group(lines) for key, lines in found.items()}
+        self.partial = {key: _group(lines) for key, lines in partial.items()}
 
     def most(self, slug: str) -> int:
         """The largest number of demonstrations with results."""
@@ -102,26 +117,35 @@ def render(page: Path, results: Path) -> None:
         if figure is not None:
             replace_file(page.parent / "figures" / f"objectives-{name}.png", png(figure))
 
+    tables = {slug: functools.partial(_table_task, slug=slug) for slug in TASKS} | _TABLES
+    fill(page, {name: functools.partial(table, found) for name, table in tables.items()})
+
+
+def fill(page: Path, tables: Mapping[str, Callable[[], str]]) -> None:
+    """Write a page's tables anew.
+
+    Raises:
+        UserError: the page names an unknown table.
+    """
+
     def table(match: re.Match[str]) -> str:
-        if match[1] in TASKS:
-            text = _table_task(found, match[1])
-        elif match[1] in _TABLES:
-            text = _TABLES[match[1]](found)
-        else:
+        if match[1] not in tables:
             raise UserError(f"{page}: unknown table {match[1]!r}")
-        return f"<!-- table: {match[1]} -->\n{text}<!-- end -->"
+        return f"<!-- table: {match[1]} -->\n{tables[match[1]]()}<!-- end -->"
 
     text = re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", table, page.read_text(), flags=re.S)
     replace_file(page, text.encode())
     print(page)
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _interval(values: np.ndarray, signed: bool = False, tasks: int = 1) -> str:
+def interval(values: np.ndarray, signed: bool = False, tasks: int = 1) -> str:
+    """Mean and 95% interval of values (seeds, starts), as text; see ``bootstrap_crossed``."""
     low, high = bootstrap_crossed(values, tasks)
     sign = "+" if signed else ""
     return f"{values.mean():{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
@@ -156,7 +180,7 @@ def _table_task(found: Results, slug: str) -> str:
                 continue
             gap = ""
             if reference is not None and len(paired := difference(group, reference, key)):
-                gap = _interval(paired, True)
+                gap = interval(paired, True)
             shares = []
             if has_routes:
                 above, below = (group.mean("route_shares", way) for way in ("above", "below"))
@@ -164,14 +188,14 @@ def _table_task(found: Results, slug: str) -> str:
             seeds, starts = group.values("scores").shape
             rows.append([
                 method.name, act.name, f"{group.mean('descent_steps_mean'):.1f}",
-                _interval(group.values("successes")),
-                *([_interval(group.values("scores"))] if key == "scores" else []),
+                interval(group.values("successes")),
+                *([interval(group.values("scores"))] if key == "scores" else []),
                 "" if group is reference else gap, *shares, f"{seeds} × {starts}",
                 f"{group.mean('training', 'steps'):,.0f}",
                 f"{group.mean('training', 'samples'):,.0f}",
                 f"{group.mean('training', 'multiply_adds'):.1e}",
             ])  # fmt: skip
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _table_metaworld(found: Results) -> str:
@@ -188,10 +212,10 @@ def _table_metaworld(found: Results) -> str:
                 "" if g is None else f"{g.values('successes').mean():.2f}" for g in groups.values()
             ]
             every = np.concatenate([group.values("successes") for group in measured], 1)
-            mean = _interval(every, tasks=len(slugs)) if len(measured) == len(slugs) else ""
+            mean = interval(every, tasks=len(slugs)) if len(measured) == len(slugs) else ""
             rows.append([method.name, act.name, *cells, mean])
     names = [slug.removeprefix("metaworld-") for slug in slugs]
-    return _markdown(["method", "acts by", *names, "mean [95%]"], rows)
+    return markdown(["method", "acts by", *names, "mean [95%]"], rows)
 
 
 def _curve(found: Results, method: str, act: str) -> dict[int, np.ndarray]:
@@ -216,12 +240,12 @@ def _table_curve(found: Results) -> str:
     rows = [
         [
             *key,
-            *(_interval(curve[c], tasks=len(_METAWORLD)) if c in curve else "" for c in counts),
+            *(interval(curve[c], tasks=len(_METAWORLD)) if c in curve else "" for c in counts),
         ]
         for key, curve in curves.items()
         if curve
     ]
-    return _markdown(["method", "acts by", *(f"{c} demonstrations" for c in counts)], rows)
+    return markdown(["method", "acts by", *(f"{c} demonstrations" for c in counts)], rows)
 
 
 def _table_quality(found: Results) -> str:
@@ -239,7 +263,7 @@ def _table_quality(found: Results) -> str:
             cells.append(f"{trained:.3f} ({untrained:.3f})")
         observations = sum(line["quality"]["observations"] for line in group.lines)
         rows.append([slug, method, str(observations), *cells])
-    return _markdown(
+    return markdown(
         ["task", "method", "observations", "AUROC, random chunks", "AUROC, near chunks",
          "Spearman, white", "Spearman, smooth"], rows,
     )  # fmt: skip
@@ -255,7 +279,7 @@ def _table_cost(found: Results) -> str:
                 measured["preset"], str(cost["batch_size"]), name, f"{cost['ms']:.1f}",
                 f"{cost['ratio']:.2f} ({low:.2f} to {high:.2f})",
             ])  # fmt: skip
-    return _markdown(["preset", "batch", "method", "ms", "ratio to diffusion (quartiles)"], rows)
+    return markdown(["preset", "batch", "method", "ms", "ratio to diffusion (quartiles)"], rows)
 
 
 _TABLES: dict[str, Callable[[Results], str]] = {

@@ -297,6 +297,21 @@ def build_parser() -> argparse.ArgumentParser:
         "ebt-policy bench shift --only 'robosuite-Lift/200/*/0'",
     )  # fmt: skip
 
+    doubt = _command(
+        studies, "uncertainty", _bench_uncertainty,
+        "do energies tell failures and shifted observations, beside other signals?",
+        "ebt-policy bench uncertainty runs/push --diffusion runs/push-dp --data data/push.hdf5 "
+        "--task metaworld/push",
+    )  # fmt: skip
+    doubt.add_argument("run", metavar="RUN", help="folder of an energy policy")
+    doubt.add_argument(
+        "--diffusion", metavar="RUN", required=True, help="a Diffusion Policy of the same data"
+    )
+    doubt.add_argument("--data", metavar="PATH", required=True, help="the demonstrations")
+    doubt.add_argument("--task", metavar="TASK", required=True)
+    doubt.add_argument("--episodes", metavar="N", type=_count, default=200)
+    doubt.add_argument("--seed", metavar="S", type=int, default=200_000, help="first start")
+
     cost = _command(
         studies, "cost", _bench_cost,
         "time of one training step of every method, side by side",
@@ -378,7 +393,7 @@ def build_parser() -> argparse.ArgumentParser:
         study.add_argument(
             "--threads", metavar="N", type=_count, nargs="+", default=[1, 2], help="default: 1 2"
         )
-    for study in (floor, latency, training, loading, simulation, serving):
+    for study in (floor, latency, training, loading, simulation, doubt, serving):
         study.add_argument("--json", metavar="FILE", help="write the rows here too")
 
     demo = _command(
@@ -725,6 +740,21 @@ def _bench_study(options: argparse.Namespace) -> None:
             run_cell(cell, work, results, pusht)
     else:
         run_cells(study, chosen, work, results, pusht, options.jobs)
+
+
+def _bench_uncertainty(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.uncertainty import measure_uncertainty
+    from ebt_policy.demonstrations import open_demonstrations
+
+    measured = measure_uncertainty(
+        Path(options.run), Path(options.diffusion), open_demonstrations(options.data),
+        options.task, options.episodes, options.seed,
+    )  # fmt: skip
+    print(f"{measured['task']}: {measured['failures']} failures, {measured['successes']} successes")
+    for name, found in measured["signals"].items():
+        shift = "  ".join(f"{size}: {values[0]:.3f}" for size, values in found["shift"].items())
+        print(f"{name:<30} failure {found['failure'][0]:.3f}   shifted by noise {shift}")
+    _write_json(options.json, measured)
 
 
 def _bench_cost(options: argparse.Namespace) -> None:

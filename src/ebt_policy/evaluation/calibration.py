@@ -58,6 +58,7 @@ def calibrate(
         UserError: the demonstrations do not fit the policy, there are too few episodes for the
             rate, or the policy hardly ever succeeds.
     """
+    torch.set_num_threads(1)  # small products, which more threads only slow down
     policy = load_policy(run)
     path = run / TRAINING_FILE
     if not path.exists():

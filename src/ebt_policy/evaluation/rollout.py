@@ -12,7 +12,7 @@ import math
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -311,7 +311,7 @@ class Visit:
     windows: list[dict[str, np.ndarray]]
 
 
-def visits(rollout: Rollout, seed: int) -> Iterator[Visit]:
+def visits(rollout: Rollout, seed: int) -> Generator[Visit, None, None]:
     """Episodes from the starts ``seed, seed + 1, …``, without end, in groups that run together.
 
     Raises:

@@ -1,0 +1,240 @@
+"""``bench uncertainty``: do energies tell that an episode will fail, or that the scene is another?
+
+Every signal is computed at each chunk of the same episodes. An episode's score is the highest of
+its first m chunks, m the median number of chunks of a successful one, so that a failure is not
+recognised by its length. AUROC: how often a failed episode scores above a successful one; and how
+often an observation of a successful episode scores higher once it has been shifted than another as
+it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ebt_policy.config import TrainingConfig, from_json
+from ebt_policy.demonstrations import Demonstrations
+from ebt_policy.descent import rms
+from ebt_policy.errors import UserError
+from ebt_policy.evaluation.calibration import learn_observations
+from ebt_policy.evaluation.rollout import Rollout, Visit, visits
+from ebt_policy.policies.alarm import flat
+from ebt_policy.policies.base import Policy
+from ebt_policy.policies.diffusion import DiffusionPolicy
+from ebt_policy.policies.ebt import EnergyPolicy
+from ebt_policy.policies.files import load_policy
+from ebt_policy.provenance import provenance
+from ebt_policy.training.files import TRAINING_FILE
+from ebt_policy.windows.arrays import load_arrays
+from ebt_policy.windows.windows import Windows, split_episodes
+
+_STARTS = 8  # chunks whose spread is measured
+_RESAMPLES = 2_000
+_ROWS = 256  # observations at once
+# Standard deviations of normal noise on every observed number, in its own units.
+SHIFTS = (0.005, 0.01, 0.02)
+
+Signals = dict[str, np.ndarray]
+
+
+def measure_uncertainty(
+    run: Path,
+    diffusion_run: Path,
+    demonstrations: Demonstrations,
+    task: str,
+    episodes: int,
+    seed: int,
+) -> dict[str, Any]:
+    """AUROC of every signal on the episodes of an energy policy.
+
+    Args:
+        run: of the energy policy.
+        diffusion_run: of a Diffusion Policy trained on the same demonstrations.
+        demonstrations: what both were trained on.
+        task: where to roll out; disturbances may follow its name.
+        episodes: how many.
+        seed: of the first start.
+
+    Raises:
+        UserError: a run holds another kind of policy, or all episodes end alike.
+    """
+    torch.set_num_threads(1)  # small products, which more threads only slow down
+    policy, other = load_policy(run), load_policy(diffusion_run)
+    if not isinstance(policy, EnergyPolicy) or not isinstance(other, DiffusionPolicy):
+        raise UserError(
+            f"{run} holds --policy {policy.config.policy}, {diffusion_run} --policy "
+            f"{other.config.policy}; the first must be ebt, the second diffusion"
+        )
+    torch.manual_seed(seed)
+    names, training_windows = _training_windows(run, policy, demonstrations)
+    signals = _signals(policy, other, training_windows, seed)
+    rollout = visits(Rollout(str(run), task), seed)
+    seen = list(tqdm(itertools.islice(rollout, episodes), desc=task, total=episodes, unit="ep"))
+    rollout.close()
+    failed = np.array([not visit.record.success for visit in seen])
+    if failed.all() or not failed.any():
+        raise UserError(f"{task}: {failed.sum()} of {episodes} episodes failed; AUROC needs both")
+    lengths = [len(visit.windows) for visit in seen if visit.record.success]
+    first = int(np.median(lengths))
+    each = [signals(_stack(visit.windows[:first], names)) for visit in tqdm(seen, desc="signals")]
+    calm = _stack(_windows_of([visit for visit in seen if visit.record.success]), names)
+    plain = signals(calm)
+    random = np.random.default_rng(seed)
+    shifted = {size: signals(_noisy(calm, size, random)) for size in SHIFTS}
+    rows = {}
+    for name in plain:
+        scores = np.array([found[name].max() for found in each])
+        rows[name] = {
+            "failure": auroc(scores[failed], scores[~failed]),
+            "shift": {
+                str(size): auroc(found[name], plain[name]) for size, found in shifted.items()
+            },
+        }
+    return {
+        "task": task, "episodes": episodes, "first_seed": seed, "failures": int(failed.sum()),
+        "successes": int((~failed).sum()), "chunks_looked_at": first, "signals": rows,
+        "data": demonstrations.path.name, "demonstrations": demonstrations.episodes,
+        **provenance(),
+    }  # fmt: skip
+
+
+def auroc(above: np.ndarray, below: np.ndarray) -> list[float]:
+    """How often one of the first is above one of the second, with its 95% bootstrap interval."""
+
+    def share(one: np.ndarray, other: np.ndarray) -> float:
+        order = np.sort(other)
+        wins = np.searchsorted(order, one, "left") + np.searchsorted(order, one, "right")
+        return float(wins.mean() / (2 * len(other)))
+
+    random = np.random.default_rng(0)
+    drawn = [
+        share(random.choice(above, len(above)), random.choice(below, len(below)))
+        for _ in range(_RESAMPLES)
+    ]
+    return [round(x, 4) for x in (share(above, below), *np.percentile(drawn, [2.5, 97.5]))]
+
+
+def _training_windows(
+    run: Path, policy: Policy, demonstrations: Demonstrations
+) -> tuple[list[str], Windows]:
+    path = run / TRAINING_FILE
+    training = from_json(TrainingConfig, path.read_text(), str(path))
+    arrays = load_arrays(demonstrations, policy.config.streams)
+    part, _ = split_episodes(demonstrations.episodes, training.validation_share, training.seed)
+    windows = Windows(arrays, demonstrations.episode_ends, part, policy.config.windows)
+    return policy.stream_names, windows
+
+
+def _windows_of(seen: list[Visit]) -> list[dict[str, np.ndarray]]:
+    return [window for visit in seen for window in visit.windows]
+
+
+def _stack(windows: list[dict[str, np.ndarray]], names: list[str]) -> dict[str, np.ndarray]:
+    return {name: np.stack([window[name] for window in windows]) for name in names}
+
+
+def _noisy(
+    windows: dict[str, np.ndarray], size: float, random: np.random.Generator
+) -> dict[str, np.ndarray]:
+    return {
+        name: values + random.normal(0, size, values.shape).astype(np.float32)
+        for name, values in windows.items()
+    }
+
+
+def _signals(
+    policy: EnergyPolicy, other: DiffusionPolicy, trained: Windows, seed: int
+) -> Callable[[dict[str, np.ndarray]], Signals]:
+    """A function from observation windows, stacked, to every signal of each."""
+    learned = learn_observations(policy, trained, seed)
+    batch = trained.gather(torch.arange(len(trained)))
+    known = flat(policy.normalise_observation(batch.observations))
+    distillation, reconstruction = _distilled(known), _reconstruction(known)
+
+    def some(windows: dict[str, np.ndarray]) -> dict[str, Tensor]:
+        observation = policy.normalise_observation(
+            {name: torch.from_numpy(values) for name, values in windows.items()}
+        )
+        rows = flat(observation)
+        memory = policy.energy.remember(observation)
+        energy = policy.energy.given(memory)
+        start, noise, _ = policy.starts(memory, None, None)
+        first = energy(start)
+        point = start if noise is None else start + policy.config.descent.noise * noise[0]
+        _, gradient = policy.energy.value_and_gradient(point, memory)
+        final = energy(point - gradient)
+        landed = []
+        for _ in range(_STARTS):
+            chunk, _, _ = policy.sample(observation, None, None)
+            landed.append(chunk)
+        sampled = [other.sample(observation, None, None)[0] for _ in range(_STARTS)]
+        return {
+            "energy": final, "gradient": rms(gradient), "drop of the energy": first - final,
+            f"spread of {_STARTS} starts": torch.stack(landed).var(0).mean((1, 2)),
+            "energy of the observation": learned(rows),
+            f"spread of {_STARTS} diffusion chunks": torch.stack(sampled).var(0).mean((1, 2)),
+            "random network distillation": distillation(rows),
+            "reconstruction": reconstruction(rows),
+        }  # fmt: skip
+
+    def every(windows: dict[str, np.ndarray]) -> Signals:
+        count = len(next(iter(windows.values())))
+        with torch.no_grad():
+            parts = [
+                some({name: values[i : i + _ROWS] for name, values in windows.items()})
+                for i in range(0, count, _ROWS)
+            ]
+        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+
+    return every
+
+
+def _layers(*widths: int) -> nn.Sequential:
+    parts: list[nn.Module] = []
+    for one, two in itertools.pairwise(widths):
+        parts += [nn.Linear(one, two), nn.GELU()]
+    return nn.Sequential(*parts[:-1])
+
+
+def _fit(parameters: list[nn.Parameter], known: Tensor, error: Callable[[Tensor], Tensor]) -> None:
+    """As many steps, of as many windows, as the energy of observations gets."""
+    steps, batch = 3_000, 128
+    optimizer = torch.optim.Adam(parameters, 1e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    for _ in range(steps):
+        loss = error(known[torch.randint(len(known), (batch,))]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def _distilled(known: Tensor) -> Callable[[Tensor], Tensor]:
+    """Error of a network that imitates a random one on the demonstrations (arXiv 1810.12894)."""
+    target, learner = (_layers(known.shape[1], 128, 128, 64) for _ in range(2))
+    for weights in target.parameters():
+        weights.requires_grad_(False).mul_(2)
+
+    def error(rows: Tensor) -> Tensor:
+        return (learner(rows) - target(rows)).square().mean(1)
+
+    _fit(list(learner.parameters()), known, error)
+    return error
+
+
+def _reconstruction(known: Tensor) -> Callable[[Tensor], Tensor]:
+    """Error of an autoencoder with a code of eight numbers."""
+    network = nn.Sequential(_layers(known.shape[1], 128, 8), _layers(8, 128, known.shape[1]))
+
+    def error(rows: Tensor) -> Tensor:
+        return (network(rows) - rows).square().mean(1)
+
+    _fit(list(network.parameters()), known, error)
+    return error
