@@ -1,0 +1,321 @@
+"""Image streams: from the file to the action, uint8 all the way to the device."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import config, generators, write_zarr
+from ebt_policy import Batch, UserError, load_policy, save_policy
+from ebt_policy.config import StreamConfig, TrainingConfig, VisionConfig, from_json, to_json
+from ebt_policy.demonstrations import open_demonstrations
+from ebt_policy.demonstrations.robomimic import Episode, write_robomimic
+from ebt_policy.energy.vision import SpatialSoftmax, make_backbone
+from ebt_policy.evaluation.rollout import Rollout, evaluate, observed
+from ebt_policy.policies import Policy, make_policy
+from ebt_policy.tasks import make_task
+from ebt_policy.training.checkpoint import checkpoint_folders
+from ebt_policy.training.trainer import train
+from ebt_policy.windows.arrays import load_arrays, map_arrays, store_arrays
+from ebt_policy.windows.images import ImageNormaliser
+from ebt_policy.windows.windows import choose_streams
+
+SIDE = 40
+STREAMS = {
+    "state": StreamConfig((5,), elements=(0, 1)),
+    "front": StreamConfig((SIDE, SIDE, 3), kind="image"),
+    "wrist": StreamConfig((SIDE, 34, 3), kind="image"),
+}
+
+
+def seeing(vision: VisionConfig | None = None, **changes: Any) -> Policy:
+    """An untrained policy with two cameras."""
+    torch.manual_seed(0)
+    made = make_policy(config(streams=STREAMS, vision=vision or VisionConfig(), **changes))
+    random = np.random.default_rng(0)
+    made.fit_normalisers(
+        {"state": random.normal(size=(50, 5))}, random.normal(size=(50, 2)), np.arange(50), "test"
+    )
+    return made
+
+
+def seen(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    windows: dict[str, np.ndarray] = {"state": random.normal(size=(batch, 2, 5)).astype(np.float32)}
+    for name in ("front", "wrist"):
+        shape = (batch, 2, *STREAMS[name].shape)
+        windows[name] = random.integers(0, 256, shape, dtype=np.uint8)
+    return windows
+
+
+# -- from the file ---------------------------------------------------------------------------
+
+
+def test_obs_takes_images_and_elements(tmp_path: Path) -> None:
+    demonstrations = open_demonstrations(write_zarr(tmp_path / "buffer.zarr"))
+    assert choose_streams(demonstrations, "img,state:elements=2+0:angles=2") == {
+        "img": StreamConfig((8, 8, 3), kind="image"),
+        "state": StreamConfig((3,), angles=(2,), elements=(0, 2)),
+    }
+    assert choose_streams(demonstrations, None) == {"state": StreamConfig((3,))}
+    for keys, message in [
+        ("img:angles=0", "an image, which has no angles or elements"),
+        ("state:elements=3", "'state' has 3 elements, counted from 0"),
+        ("state:elements=", "no element is left"),
+        ("state:elements=0:angles=1", "angle 1 is not among the elements"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            choose_streams(demonstrations, keys)
+
+    def depth(arrays: dict[str, Any]) -> None:
+        arrays["img"] = arrays["img"][..., :1]
+
+    demonstrations = open_demonstrations(write_zarr(tmp_path / "depth.zarr", depth))
+    with pytest.raises(UserError, match=r"\(8, 8, 1\) per step is neither numbers nor an RGB"):
+        choose_streams(demonstrations, "img")
+
+
+@pytest.mark.parametrize("stored", [np.uint8, np.float32, np.int64])
+def test_images_are_uint8_in_memory_and_in_files_whatever_the_file_has(
+    tmp_path: Path, stored: type
+) -> None:
+    written: dict[str, np.ndarray] = {}
+
+    def convert(arrays: dict[str, Any]) -> None:
+        written["img"], arrays["img"] = arrays["img"], arrays["img"].astype(stored)
+
+    demonstrations = open_demonstrations(write_zarr(tmp_path / "buffer.zarr", convert))
+    streams = choose_streams(demonstrations, "img,state")
+    store_arrays(demonstrations, streams, tmp_path / "arrays")
+    for arrays in (load_arrays(demonstrations, streams), map_arrays(tmp_path / "arrays")):
+        assert arrays.observations["img"].dtype == np.uint8
+        assert (arrays.observations["img"] == written["img"]).all()
+        assert arrays.observations["state"].dtype == np.float32
+    sizes = [file.stat().st_size for file in (tmp_path / "arrays").iterdir()]
+    assert max(sizes) == 40 * 8 * 8 * 3
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, 256.0, np.nan])
+def test_floats_that_are_no_image_are_named(tmp_path: Path, value: float) -> None:
+    def spoil(arrays: dict[str, Any]) -> None:
+        arrays["img"] = arrays["img"].astype(np.float32)
+        arrays["img"][20, 1, 2, 0] = value
+
+    demonstrations = open_demonstrations(write_zarr(tmp_path / "buffer.zarr", spoil))
+    streams = choose_streams(demonstrations, "img")
+    message = f"img is {value} in episode 1, step 5, element 1, 2, 0; an image is whole numbers"
+    with pytest.raises(UserError, match=message):
+        store_arrays(demonstrations, streams, tmp_path / "arrays")
+    assert not (tmp_path / "arrays").exists()
+
+
+def test_a_corrupt_frame_and_another_size_are_named(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "buffer.zarr")
+    demonstrations = open_demonstrations(path)
+    with pytest.raises(UserError, match=r"'img' has shape \(8, 8, 3\) per step, the policy expe"):
+        load_arrays(demonstrations, {"img": StreamConfig((9, 8, 3), kind="image")})
+    streams = choose_streams(demonstrations, "img")
+    chunk = path / "data" / "img" / "1.0.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:40])
+    with pytest.raises(UserError, match=r"data/img cannot be decoded \(chunk 1.0.0.0 has 40"):
+        load_arrays(open_demonstrations(path), streams)
+    chunk.unlink()
+    with pytest.raises(UserError, match="data/img has 3 of 4 chunks"):
+        load_arrays(open_demonstrations(path), streams)
+
+
+# -- on the device ---------------------------------------------------------------------------
+
+
+def test_training_crops_a_window_at_one_random_place_acting_the_middle() -> None:
+    height, width = 20, 30
+    # The colours of a pixel say where it is.
+    y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    image = np.stack([y, x, np.zeros_like(x)], -1).astype(np.uint8)
+    windows = torch.from_numpy(np.tile(image, (64, 2, 1, 1, 1)))
+    made = ImageNormaliser((height, width, 3), VisionConfig(crop=0.5, jitter=0.0))
+
+    def corners(normalised: torch.Tensor) -> torch.Tensor:
+        pixels = ((normalised + 1) * 127.5).round()
+        assert pixels.shape == (64, 2, 3, 10, 15)
+        offsets = pixels[:, :, :2, 0, 0]
+        steps = pixels[:, :, :2] - offsets[..., None, None]  # a whole part of the picture
+        assert (steps[:, :, 0] == torch.arange(10.0)[:, None]).all()
+        assert (steps[:, :, 1] == torch.arange(15.0)).all()
+        return offsets
+
+    drawn = corners(made.train().normalise(windows))
+    assert (drawn[:, 0] == drawn[:, 1]).all()
+    assert drawn[:, 0, 0].unique().tolist() == list(range(11))
+    assert drawn[:, 0, 1].max() == 15
+    middle = corners(made.eval().normalise(windows))
+    assert (middle == torch.tensor([5.0, 7.0])).all()
+
+
+def test_colours_change_with_the_window_in_training_alone() -> None:
+    made = ImageNormaliser((6, 6, 3), VisionConfig(crop=1.0, jitter=0.2))
+    windows = torch.full((40, 2, 6, 6, 3), 255, dtype=torch.uint8)
+    assert (made.eval().normalise(windows) == 1).all()
+    changed = made.train().normalise(windows)
+    assert (changed == changed[:, :1, :, :1, :1]).all()  # one colour per window
+    assert changed[:, 0, :, 0, 0].std(0).min() > 0.05
+    assert (changed - 1).abs().max() <= 0.4 + 1e-6
+
+
+def test_spatial_softmax_finds_the_place() -> None:
+    head = SpatialSoftmax(1, 1)
+    torch.nn.init.ones_(head.maps.weight)
+    maps = torch.zeros(2, 1, 5, 9)
+    maps[0, 0, 4, 0] = maps[1, 0, 2, 6] = 10
+    assert torch.allclose(head(maps), torch.tensor([[-1.0, 1.0], [0.5, 0.0]]), atol=1e-4)
+
+
+# -- the policy ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "vision", [VisionConfig(), VisionConfig("resnet18"), VisionConfig(shared=True)]
+)
+def test_policies_see_save_and_load(tmp_path: Path, vision: VisionConfig) -> None:
+    made = seeing(vision)
+    windows = seen(4)
+    together = made.predict_chunk(windows, generators(4)).plan
+    alone = made.predict_chunk({k: v[2:3] for k, v in windows.items()}, [generators(4)[2]]).plan
+    assert abs(alone[0] - together[2]).max() < 1e-4
+    for name in ("front", "wrist"):
+        other = made.predict_chunk(windows | {name: seen(4, 1)[name]}, generators(4)).plan
+        assert abs(other - together).max() > 1e-6
+    changed = windows["state"].copy()
+    changed[..., 2:] += 1
+    assert (made.predict_chunk(windows | {"state": changed}, generators(4)).plan == together).all()
+    floats = {k: v.astype(np.float32) for k, v in windows.items()}
+    assert (made.predict_chunk(floats, generators(4)).plan == together).all()
+    tensors = {k: torch.from_numpy(v) for k, v in windows.items()}
+    assert (made.predict_chunk(tensors, generators(4)).plan == together).all()
+    save_policy(made, tmp_path)
+    assert (load_policy(tmp_path).predict_chunk(windows, generators(4)).plan == together).all()
+    assert from_json(type(made.config), to_json(made.config), "test") == made.config
+
+
+def test_resnet18_has_its_size() -> None:
+    backbone = make_backbone(VisionConfig("resnet18"))
+    assert 11.1e6 < sum(p.numel() for p in backbone.parameters()) < 11.3e6
+    assert backbone(torch.zeros(1, 3, 64, 96)).shape == (1, 512, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["ebt", "diffusion", "regression"])
+def test_a_chunk_that_only_the_picture_tells_is_learnt(name: Any) -> None:
+    made = seeing(VisionConfig(crop=1.0, jitter=0.0), policy=name)
+    random = np.random.default_rng(0)
+    windows = seen(16)
+    windows["front"][:] = 0
+    places = random.integers(4, SIDE - 4, (16, 2))
+    for window, (y, x) in zip(windows["front"], places, strict=True):
+        window[:, y - 2 : y + 3, x - 2 : x + 3] = 255
+    target = torch.from_numpy(2.0 * places / SIDE - 1).float()[:, None].expand(16, 16, 2)
+    observations = {k: torch.from_numpy(v) for k, v in windows.items()}
+    batch = Batch(observations, target, torch.ones(16, 16, dtype=torch.bool))
+    optimizer = torch.optim.AdamW(made.parameters(), 5e-3)
+
+    def error() -> float:
+        plan = made.predict_chunk(windows, generators(16)).plan
+        return float(np.sqrt(np.mean((plan - target.numpy()) ** 2)))
+
+    before = error()
+    for _ in range(150):
+        optimizer.zero_grad()
+        made(batch).backward()
+        optimizer.step()
+    assert error() < 0.4 * before
+
+
+def test_what_is_no_image_is_refused_when_acting() -> None:
+    made = seeing()
+    good = {name: values[0, 0] for name, values in seen(1).items()}
+    made.select_action(good)
+    half = good["front"].astype(np.float32) / 255
+    cases: list[tuple[Callable[[], dict[str, Any]], str]] = [
+        (lambda: {k: v for k, v in good.items() if k != "wrist"}, "no stream 'wrist'"),
+        (lambda: good | {"front": good["front"][:-1]}, r"\(39, 40, 3\), expected \(40, 40, 3\)"),
+        (lambda: good | {"front": np.moveaxis(good["front"], -1, 0)}, r"shape \(3, 40, 40\)"),
+        (lambda: good | {"front": half}, "'front' holds 0.*; an image is uint8, or whole numbers"),
+        (lambda: good | {"front": good["front"].astype(np.int64) - 300}, "'front' holds -"),
+    ]
+    for make, message in cases:
+        with pytest.raises(UserError, match=message):
+            made.select_action(make())
+
+
+def test_settings_of_images_that_make_no_sense() -> None:
+    for make, message in [
+        (lambda: StreamConfig((3, 8, 8), kind="image"), "expected \\(H, W, 3\\)"),
+        (lambda: StreamConfig((8, 8, 3), angles=(1,), kind="image"), "not for an image"),
+        (lambda: VisionConfig(crop=1.2), "vision.crop = 1.2"),
+        (lambda: VisionConfig(encoder="pretrained"), "needs a hub name or a folder"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            make()
+
+
+# -- the whole way ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pusht_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some pushes at random, seen by the camera."""
+    environment = make_task("pusht").make()
+    environment.cameras = {"img": (SIDE, SIDE)}
+    random, episodes = np.random.default_rng(0), []
+    for seed in range(3):
+        observations, actions = [environment.reset(seed)], []
+        for _ in range(12):
+            actions.append(random.uniform(100, 400, 2).astype(np.float32))
+            observations.append(environment.step(actions[-1]).observation)
+        kept = {k: np.stack([o[k] for o in observations[:-1]]) for k in observations[0]}
+        episodes.append(Episode(kept, np.stack(actions), np.zeros(12), True, seed))
+    environment.close()
+    path = tmp_path_factory.mktemp("images") / "pusht.hdf5"
+    write_robomimic(path, episodes, "pusht", {"control_freq": 10})
+    return path
+
+
+def test_train_on_images_and_roll_out(pusht_file: Path, tmp_path: Path) -> None:
+    demonstrations = open_demonstrations(pusht_file)
+    streams = choose_streams(demonstrations, "img,state:elements=0+1")
+    run = tmp_path / "run"
+    settings = TrainingConfig(data="x", steps=3, batch_size=8, warmup_steps=1)
+    train(demonstrations, config(streams=streams), settings, run)
+    result = evaluate(Rollout(str(run), "pusht"), 2, 100_000, progress=False)
+    assert result["episodes"] == 2
+    first, last = result["moments"][0], result["moments"][-1]
+    pictures = observed(last, "img")
+    assert pictures.shape == (2, SIDE, SIDE, 3)
+    assert pictures.dtype == np.uint8
+    assert (pictures != observed(first, "img")).any()  # rendered anew along the episode
+    assert observed(last, "state").shape == (2, 5)
+
+
+def test_resumed_training_draws_the_same_crops(pusht_file: Path, tmp_path: Path) -> None:
+    demonstrations = open_demonstrations(pusht_file)
+    policy = config(streams=choose_streams(demonstrations, "img"))
+    settings = TrainingConfig(
+        data="x", steps=4, batch_size=8, warmup_steps=1, checkpoint_seconds=0.0
+    )
+    whole = train(demonstrations, policy, settings, tmp_path)
+    shutil.rmtree(checkpoint_folders(tmp_path)[-1])
+    resumed = train(demonstrations, policy, settings, tmp_path, resume=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_camera_that_the_task_lacks_is_named(pusht_file: Path, tmp_path: Path) -> None:
+    streams = {"behind": StreamConfig((SIDE, SIDE, 3), kind="image")}
+    save_policy(make_policy(config(streams=streams)), tmp_path)
+    with pytest.raises(UserError, match="--task pusht: observation has no stream 'behind'"):
+        evaluate(Rollout(str(tmp_path), "pusht"), 1, 0, progress=False)
