@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from conftest import config, generators, write_zarr
 from ebt_policy import Batch, UserError, load_policy, save_policy
 from ebt_policy.config import StreamConfig, TrainingConfig, VisionConfig, from_json, to_json
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import Episode, write_robomimic
-from ebt_policy.energy.vision import SpatialSoftmax, make_backbone
+from ebt_policy.energy.vision import SpatialSoftmax, make_backbone, make_vision
 from ebt_policy.evaluation.rollout import Rollout, evaluate, observed
 from ebt_policy.policies import Policy, make_policy
 from ebt_policy.tasks import make_task
@@ -261,6 +265,92 @@ def test_settings_of_images_that_make_no_sense() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             make()
+
+
+# -- pretrained backbones --------------------------------------------------------------------
+
+TINY = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "image_size": 32, "patch_size": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(params=["dinov2", "dinov3_vit", "siglip"])
+def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A small vision transformer in a folder, as the hub has large ones."""
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(0)
+    if request.param == "siglip":
+        words = {k: v for k, v in TINY.items() if k not in ("image_size", "patch_size")}
+        made = AutoConfig.for_model("siglip", vision_config=TINY, text_config=words)
+    else:
+        made = AutoConfig.for_model(request.param, **TINY)
+    folder = tmp_path / "backbone"
+    AutoModel.from_config(made).save_pretrained(folder)
+    shown = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(shown))
+    return folder
+
+
+def test_pretrained_backbone_is_frozen_and_kept_with_the_policy(
+    backbone: Path, tmp_path: Path
+) -> None:
+    vision = replace(make_vision(str(backbone)), pixels=48, shared=True)
+    made = seeing(vision)
+    before = copy.deepcopy(made.state_dict())
+    made.load_pretrained()
+    loaded = {n for n, v in made.state_dict().items() if not torch.equal(v, before[n])}
+    assert all("backbones.0" in name for name in loaded)
+    assert any("mean" in name for name in loaded)
+    windows = seen(2)
+    plan = made.predict_chunk(windows, generators(2)).plan
+    other = made.predict_chunk(windows | {"front": seen(2, 1)["front"]}, generators(2)).plan
+    assert abs(other - plan).max() > 1e-6
+    batch = Batch(
+        {k: torch.from_numpy(v) for k, v in windows.items()},
+        torch.zeros(2, 16, 2), torch.ones(2, 16, dtype=torch.bool),
+    )  # fmt: skip
+    made.train()(batch).backward()
+    trained = {n for n, p in made.named_parameters() if p.grad is not None}
+    assert not any("backbones" in name for name in trained)
+    assert any("cameras.heads.1" in name for name in trained)
+    save_policy(made, tmp_path / "run")
+    shutil.rmtree(backbone)  # a trained policy needs it no longer
+    assert (load_policy(tmp_path / "run").predict_chunk(windows, generators(2)).plan == plan).all()
+
+
+def test_pretrained_backbone_can_be_trained_further(backbone: Path) -> None:
+    made = seeing(replace(make_vision(str(backbone)), pixels=32, frozen=False))
+    made.load_pretrained()
+    batch = Batch(
+        {k: torch.from_numpy(v) for k, v in seen(2).items()},
+        torch.zeros(2, 16, 2), torch.ones(2, 16, dtype=torch.bool),
+    )  # fmt: skip
+    made.train()(batch).backward()
+    assert any(
+        "backbones.1.model" in name and p.grad is not None and p.grad.abs().max() > 0
+        for name, p in made.named_parameters()
+    )
+
+
+@pytest.mark.parametrize("backbone", ["dinov2"], indirect=True)
+def test_what_is_no_backbone_is_named(backbone: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: cannot be loaded, neither conv, resnet18 nor"):
+        make_vision(str(tmp_path / "empty"))
+    vision = make_vision(str(backbone))
+    weights = load_file(backbone / "model.safetensors")
+    lost = max(weights)
+    save_file(
+        {k: v for k, v in weights.items() if k != lost}, backbone / "model.safetensors",
+        {"format": "pt"},
+    )  # fmt: skip
+    with pytest.raises(UserError, match=f"it has no weights {lost}"):
+        seeing(vision).load_pretrained()
+    (backbone / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError, match="a bert is no vision transformer"):
+        make_vision(str(backbone))
 
 
 # -- the whole way ---------------------------------------------------------------------------

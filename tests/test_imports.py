@@ -62,7 +62,7 @@ class Blocked:
         if not top.startswith("_") and top in {
             "accelerate", "beartype", "diffusers", "gymnasium", "h5py", "imageio_ffmpeg",
             "jaxtyping", "matplotlib", "metaworld", "mujoco", "safetensors", "tensorboard",
-            "tqdm", "zarr",
+            "tqdm", "transformers", "zarr",
         }:
             raise ImportError(f"{top} is blocked")
 

@@ -19,7 +19,8 @@ from ebt_policy.errors import UserError
 # The extra that brings a library which a command needs.
 EXTRAS = {
     "accelerate": "train", "diffusers": "baselines", "h5py": "data", "imageio_ffmpeg": "report",
-    "matplotlib": "report", "tensorboard": "train", "zarr": "data",
+    "matplotlib": "report", "tensorboard": "train", "transformers": "vision",
+    "zarr": "data",
 }  # fmt: skip
 # What another option decides, together with the settings that belong to it.
 _OWN_OPTION = {"policy": "--policy", "objective": "--objective", "streams": "--obs"}

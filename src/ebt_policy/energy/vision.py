@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ebt_policy.config import ImageEncoderName, VisionConfig
+from ebt_policy.energy.pretrained import PretrainedBackbone, read_architecture
 from ebt_policy.shapes import Float
 
 
@@ -104,16 +105,12 @@ def make_vision(encoder: str) -> VisionConfig:
     """
     if encoder in ("conv", "resnet18"):
         return VisionConfig(cast(ImageEncoderName, encoder))
-    from ebt_policy.energy.pretrained import read_architecture
-
     return VisionConfig("pretrained", pretrained=encoder, architecture=read_architecture(encoder))
 
 
 def make_backbone(vision: VisionConfig) -> nn.Module:
     """An untrained backbone, ``(n, 3, H, W)`` in [-1, 1] to a map of its ``channels``."""
     if vision.encoder == "pretrained":
-        from ebt_policy.energy.pretrained import PretrainedBackbone
-
         return PretrainedBackbone(vision)
     return SmallConv() if vision.encoder == "conv" else ResNet18()
 

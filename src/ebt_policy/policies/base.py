@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace
 from ebt_policy.energy.model import EnergyModel
+from ebt_policy.energy.pretrained import PretrainedBackbone
 from ebt_policy.energy.transformer import Memory, Network
 from ebt_policy.errors import UserError
 from ebt_policy.shapes import Float, Int, Shaped
@@ -125,6 +126,16 @@ class Policy(nn.Module):
             setattr(core, name, MethodType(compiled, core))  # a method: copies get their own
 
     # -- learning ------------------------------------------------------------------------
+
+    def load_pretrained(self) -> None:
+        """Take the weights of pretrained backbones from the hub or their folder, if there are any.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        for part in self.modules():
+            if isinstance(part, PretrainedBackbone):
+                part.load()
 
     def fit_normalisers(
         self,
