@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from ebt_policy.demonstrations.robomimic import Episode, write_robomimic
 from ebt_policy.energy.vision import SpatialSoftmax, make_backbone, make_vision
 from ebt_policy.evaluation.rollout import Rollout, evaluate, observed
 from ebt_policy.policies import Policy, make_policy
+from ebt_policy.policies.export import check_exportable, export_onnx
 from ebt_policy.tasks import make_task
 from ebt_policy.training.checkpoint import checkpoint_folders
 from ebt_policy.training.trainer import train
@@ -236,7 +238,7 @@ def test_a_chunk_that_only_the_picture_tells_is_learnt(name: Any) -> None:
         optimizer.zero_grad()
         made(batch).backward()
         optimizer.step()
-    assert error() < 0.4 * before
+    assert error() < 0.5 * before
 
 
 def test_what_is_no_image_is_refused_when_acting() -> None:
@@ -261,10 +263,26 @@ def test_settings_of_images_that_make_no_sense() -> None:
         (lambda: StreamConfig((3, 8, 8), kind="image"), "expected \\(H, W, 3\\)"),
         (lambda: StreamConfig((8, 8, 3), angles=(1,), kind="image"), "not for an image"),
         (lambda: VisionConfig(crop=1.2), "vision.crop = 1.2"),
-        (lambda: VisionConfig(encoder="pretrained"), "needs a hub name or a folder"),
+        (lambda: VisionConfig(encoder="pretrained"), "train --encoder NAME sets"),
     ]:
         with pytest.raises(UserError, match=message):
             make()
+
+
+def test_exported_policy_takes_uint8(tmp_path: Path) -> None:
+    made, path = seeing(policy="regression"), tmp_path / "policy.onnx"
+    export_onnx(made, path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    windows = seen(1)
+    plan = session.run(["plan"], dict(windows))[0]
+    assert abs(plan - made.predict_chunk(windows).plan).max() < 1e-4
+    with pytest.raises(UserError, match="pretrained image encoders are not exported"):
+        check_exportable(
+            config(
+                streams=STREAMS,
+                vision=VisionConfig("pretrained", pretrained="some/model", architecture={}),
+            )
+        )
 
 
 # -- pretrained backbones --------------------------------------------------------------------

@@ -175,10 +175,14 @@ class VisionConfig:
         _check(self, "jitter", least=0)
         if not 0 < self.crop <= 1:
             raise UserError(f"vision.crop = {self.crop}: it must lie in (0, 1]")
-        if (self.encoder == "pretrained") != (self.pretrained is not None):
+        is_pretrained = self.encoder == "pretrained"
+        if any(
+            (given is not None) != is_pretrained for given in (self.pretrained, self.architecture)
+        ):
             raise UserError(
                 f"vision.encoder = {self.encoder} with vision.pretrained = {self.pretrained}: a "
-                "pretrained encoder needs a hub name or a folder, another one has none"
+                "pretrained encoder, and no other, has a hub name or folder and the architecture "
+                "read there; train --encoder NAME sets all three"
             )
 
 

@@ -123,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
         "radians, KEY:elements=I+J leaves out all others",
     )  # fmt: skip
     train.add_argument(
-        "--encoder", metavar="NAME", default=settings.VisionConfig.encoder,
+        "--encoder", metavar="NAME",
         help="of images: conv (default), resnet18, or a vision transformer of the package "
         "transformers by hub name or folder, e.g. facebook/dinov2-small",
     )  # fmt: skip
@@ -436,8 +436,12 @@ def _train(options: argparse.Namespace) -> None:
         demonstrations.actions.shape[0],
         options.objective or PolicyConfig.objective,
     )
+    if options.encoder is not None:
+        if not policy_config.cameras:
+            raise UserError(f"--encoder {options.encoder}: there is no image among the --obs keys")
+        policy_config = dataclasses.replace(policy_config, vision=make_vision(options.encoder))
     policy_config = settings.override(
-        dataclasses.replace(policy_config, vision=make_vision(options.encoder)),
+        policy_config,
         [text for text in options.set if not text.startswith("training.")],
     )
     training_config = TrainingConfig(
