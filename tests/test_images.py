@@ -185,6 +185,14 @@ def test_spatial_softmax_finds_the_place() -> None:
 # -- the policy ------------------------------------------------------------------------------
 
 
+def test_elements_and_their_angles_are_features() -> None:
+    streams = {"state": StreamConfig((5,), angles=(4,), elements=(0, 2, 3, 4))}
+    made = make_policy(config(streams=streams))
+    state = torch.tensor([[[1.0, 2.0, 3.0, 4.0, torch.pi / 2]]])
+    found = made.normalise_observation({"state": state})["state"]
+    assert torch.allclose(found, torch.tensor([[[1.0, 3.0, 4.0, 1.0, 0.0]]]), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "vision", [VisionConfig(), VisionConfig("resnet18"), VisionConfig(shared=True)]
 )
@@ -358,6 +366,8 @@ def test_what_is_no_backbone_is_named(backbone: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="empty: cannot be loaded, neither conv, resnet18 nor"):
         make_vision(str(tmp_path / "empty"))
     vision = make_vision(str(backbone))
+    with pytest.raises(UserError, match=r"vision.pixels = 7: a patch of .* alone has 8"):
+        seeing(replace(vision, pixels=7))
     weights = load_file(backbone / "model.safetensors")
     lost = max(weights)
     save_file(

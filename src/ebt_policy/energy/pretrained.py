@@ -69,6 +69,9 @@ class PretrainedBackbone(nn.Module):
 
     Args:
         vision: settings, with the architecture.
+
+    Raises:
+        UserError: its pictures would be smaller than a patch.
     """
 
     def __init__(self, vision: VisionConfig) -> None:
@@ -82,8 +85,13 @@ class PretrainedBackbone(nn.Module):
         self.model: Any = AutoModel.from_config(settings)
         self.model.requires_grad_(not vision.frozen)
         self.channels = int(settings.hidden_size)
-        self.patches = vision.pixels // settings.patch_size
         self.patch_size = int(settings.patch_size)
+        self.patches = vision.pixels // self.patch_size
+        if self.patches < 1:
+            raise UserError(
+                f"vision.pixels = {vision.pixels}: a patch of {self.source} alone has "
+                f"{self.patch_size}"
+            )
         # What the backbone was trained to see, of pictures in [0, 1].
         self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
         self.register_buffer("deviation", torch.full((3, 1, 1), 0.5))

@@ -197,7 +197,7 @@ class Policy(nn.Module):
         """Flatten a stream of numbers, replace its angles by sine and cosine, drop the unseen."""
         stream = self.config.streams[name]
         flat = values.reshape(*values.shape[: values.ndim - len(stream.shape)], -1)
-        if stream.features == flat.shape[-1]:
+        if not stream.angles and stream.elements is None:
             return flat
         angles = flat[..., list(stream.angles)]
         keep = [i for i in stream.seen if i not in stream.angles]
