@@ -33,6 +33,8 @@ class Pictures:
         buffer = mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value
         mujoco.mjr_setBuffer(buffer, self._context)
         self._scene: Any = mujoco.MjvScene(model, maxgeom=10_000)
+        # Reflections take half of the time, and hardly a pixel shows them.
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._visible: Any = mujoco.MjvOption()
         self._visible.geomgroup[0] = 0  # shapes for collisions only
         free = weakref.finalize(self, _free, self._window, self._context)
