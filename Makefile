@@ -2,8 +2,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LEROBOT := .venv-lerobot
 
-.PHONY: setup demo test test-all lint results bench-objectives bench-cost bench-performance clean
+.PHONY: setup demo test test-all test-lerobot lint results bench-objectives bench-cost bench-performance clean
 
 setup: $(READY)
 
@@ -24,6 +25,14 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest -n 2
+
+# With the real lerobot, in an environment of its own: Python 3.12, 6 GB.
+test-lerobot: $(LEROBOT)/.ready
+	HF_HUB_OFFLINE=1 HF_HOME=$(LEROBOT)/hub $(LEROBOT)/bin/pytest tests/lerobot -W default
+
+$(LEROBOT)/.ready: pyproject.toml scripts/setup-lerobot
+	bash scripts/setup-lerobot $(LEROBOT)
+	touch $@
 
 # Render the tables of docs/results.md from the files under results/.
 results: setup
@@ -50,7 +59,8 @@ bench-performance: setup
 	$(BIN)/ebt-policy bench loading --data data/pusht_cchi_v7_replay.zarr --compile --json results/loading-pusht.json
 	$(BIN)/ebt-policy train --data data/pusht_cchi_v7_replay.zarr --policy ebt --preset tiny --budget 10m --compile --out runs/performance --resume
 	$(BIN)/ebt-policy bench evaluation runs/performance --task pusht --json results/evaluation-pusht.json
+	$(BIN)/ebt-policy bench serve --clients 8 --seconds 120 --json results/serve.json
 	$(BIN)/python scripts/render_results
 
 clean:
-	rm -rf $(VENV) runs/demo build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LEROBOT) runs/demo build .pytest_cache .mypy_cache .ruff_cache

@@ -18,8 +18,10 @@ from ebt_policy.demonstrations.robomimic import write_robomimic
 from ebt_policy.errors import UserError
 
 COMMANDS = [
-    "data info", "data get", "collect", "train", "eval", "merge", "export", "report",
-    "bench objectives", "bench cost", "bench floor", "bench latency", "bench train", "demo",
+    "data info", "data get", "data convert", "collect", "train", "eval", "calibrate", "merge",
+    "export", "serve", "report", "bench objectives", "bench tasks", "bench recovery",
+    "bench shift", "bench cost", "bench floor", "bench latency", "bench train", "bench serve",
+    "demo",
 ]  # fmt: skip
 
 
@@ -111,6 +113,15 @@ def test_module_runs_as_a_command() -> None:
         ("train --data {data} --out {tmp}/r --steps 5 --set training.warmup_steps=0", "steps = 0"),
         ("collect metaworld/reach --episodes 1 --out {data}/x", "cannot be written"),
         ("report {run} --out {tmp}/r.html", "has no results"),
+        ("serve {tmp}", "config.json: no such file"),
+        ("serve {run} --host 0.0.0.0", "give an --api-key-file"),
+        ("serve {run} --host 0.0.0.0 --api-key-file {data}", "cannot be read"),
+        ("serve {run} --port 70000", "server.port = 70000"),
+        ("serve {run} --budget-ms 0", "server.budget_ms = 0.0"),
+        ("serve {run} --max-mb 0", "server.max_mb = 0.0"),
+        ("serve {run} --max-mb inf", "server.max_mb = inf"),
+        ("serve {run} --limits {tmp}/l.json", "l.json: cannot be read"),
+        ("serve {run} --set windows.action_steps=1", "can change only descent."),
     ],
 )
 def test_mistakes_end_with_2_and_one_line(

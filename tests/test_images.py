@@ -20,11 +20,14 @@ from conftest import config, generators, write_zarr
 from ebt_policy import Batch, UserError, load_policy, save_policy
 from ebt_policy.config import StreamConfig, TrainingConfig, VisionConfig, from_json, to_json
 from ebt_policy.demonstrations import open_demonstrations
-from ebt_policy.demonstrations.robomimic import Episode, write_robomimic
+from ebt_policy.demonstrations.robomimic import Episode as Recorded
+from ebt_policy.demonstrations.robomimic import write_robomimic
 from ebt_policy.energy.vision import SpatialSoftmax, make_backbone, make_vision
+from ebt_policy.evaluation.calibration import calibrate
 from ebt_policy.evaluation.rollout import Rollout, evaluate, observed
 from ebt_policy.policies import Policy, make_policy
 from ebt_policy.policies.export import check_exportable, export_onnx
+from ebt_policy.serving.episode import Episode
 from ebt_policy.tasks import make_task
 from ebt_policy.training.checkpoint import checkpoint_folders
 from ebt_policy.training.trainer import train
@@ -140,16 +143,17 @@ def test_a_corrupt_frame_and_another_size_are_named(tmp_path: Path) -> None:
 
 
 def test_training_crops_a_window_at_one_random_place_acting_the_middle() -> None:
-    height, width = 20, 30
+    torch.manual_seed(0)
+    height, width, count = 20, 30, 200
     # The colours of a pixel say where it is.
     y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     image = np.stack([y, x, np.zeros_like(x)], -1).astype(np.uint8)
-    windows = torch.from_numpy(np.tile(image, (64, 2, 1, 1, 1)))
+    windows = torch.from_numpy(np.tile(image, (count, 2, 1, 1, 1)))
     made = ImageNormaliser((height, width, 3), VisionConfig(crop=0.5, jitter=0.0))
 
     def corners(normalised: torch.Tensor) -> torch.Tensor:
         pixels = ((normalised + 1) * 127.5).round()
-        assert pixels.shape == (64, 2, 3, 10, 15)
+        assert pixels.shape == (count, 2, 3, 10, 15)
         offsets = pixels[:, :, :2, 0, 0]
         steps = pixels[:, :, :2] - offsets[..., None, None]  # a whole part of the picture
         assert (steps[:, :, 0] == torch.arange(10.0)[:, None]).all()
@@ -165,6 +169,7 @@ def test_training_crops_a_window_at_one_random_place_acting_the_middle() -> None
 
 
 def test_colours_change_with_the_window_in_training_alone() -> None:
+    torch.manual_seed(0)
     made = ImageNormaliser((6, 6, 3), VisionConfig(crop=1.0, jitter=0.2))
     windows = torch.full((40, 2, 6, 6, 3), 255, dtype=torch.uint8)
     assert (made.eval().normalise(windows) == 1).all()
@@ -275,6 +280,13 @@ def test_settings_of_images_that_make_no_sense() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             make()
+
+
+def test_a_served_policy_takes_images() -> None:
+    episode = Episode(seeing())
+    episode.observe({f"observation/{k}": v[0, 0] for k, v in seen(1).items()})
+    assert episode.window()["front"].shape == (1, 2, SIDE, SIDE, 3)
+    assert episode.window()["front"].dtype == np.uint8
 
 
 def test_exported_policy_takes_uint8(tmp_path: Path) -> None:
@@ -396,7 +408,7 @@ def pusht_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             actions.append(random.uniform(100, 400, 2).astype(np.float32))
             observations.append(environment.step(actions[-1]).observation)
         kept = {k: np.stack([o[k] for o in observations[:-1]]) for k in observations[0]}
-        episodes.append(Episode(kept, np.stack(actions), np.zeros(12), True, seed))
+        episodes.append(Recorded(kept, np.stack(actions), np.zeros(12), True, seed))
     environment.close()
     path = tmp_path_factory.mktemp("images") / "pusht.hdf5"
     write_robomimic(path, episodes, "pusht", {"control_freq": 10})
@@ -417,6 +429,8 @@ def test_train_on_images_and_roll_out(pusht_file: Path, tmp_path: Path) -> None:
     assert pictures.dtype == np.uint8
     assert (pictures != observed(first, "img")).any()  # rendered anew along the episode
     assert observed(last, "state").shape == (2, 5)
+    with pytest.raises(UserError, match=r"sees images \(img\); an alarm tells of numbers only"):
+        calibrate(run, demonstrations, 0.1, None, 1, 0)
 
 
 def test_resumed_training_draws_the_same_crops(pusht_file: Path, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ LAYERS = [
     {"training"},
     {"tasks"},
     {"evaluation"},
+    {"serving"},
+    {"client"},
     {"report"},
     {"benchmarks"},
     {"cli"},
@@ -60,9 +62,9 @@ class Blocked:
         allowed = {"torch", "numpy", "ebt_policy"} | set(sys.stdlib_module_names)
         top = name.split(".")[0]
         if not top.startswith("_") and top in {
-            "accelerate", "beartype", "diffusers", "gymnasium", "h5py", "imageio_ffmpeg",
-            "jaxtyping", "matplotlib", "metaworld", "mujoco", "safetensors", "tensorboard",
-            "tqdm", "transformers", "zarr",
+            "accelerate", "av", "beartype", "diffusers", "gymnasium", "h5py", "imageio_ffmpeg",
+            "jaxtyping", "matplotlib", "metaworld", "msgpack", "mujoco", "pyarrow",
+            "safetensors", "tensorboard", "tqdm", "transformers", "websockets", "zarr",
         }:
             raise ImportError(f"{top} is blocked")
 

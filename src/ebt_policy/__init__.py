@@ -9,11 +9,15 @@ Example::
     action = policy.select_action({"state": state})
 """
 
-from ebt_policy.config import PRESETS, DescentConfig, PolicyConfig, StreamConfig, WindowConfig
-from ebt_policy.descent import Trace, descend
-from ebt_policy.errors import UserError
-from ebt_policy.policies import Batch, EnergyPolicy, Policy, Prediction, make_policy
-from ebt_policy.policies.files import load_policy, save_policy
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ebt_policy.config import PRESETS, DescentConfig, PolicyConfig, StreamConfig, WindowConfig
+    from ebt_policy.descent import Trace, descend
+    from ebt_policy.errors import UserError
+    from ebt_policy.policies import Batch, EnergyPolicy, Policy, Prediction, make_policy
+    from ebt_policy.policies.files import load_policy, save_policy
 
 __version__ = "0.1.0"
 
@@ -35,3 +39,19 @@ __all__ = [
     "make_policy",
     "save_policy",
 ]
+
+# Imported when first asked for: ebt_policy.client runs on robots that have no torch.
+_MODULES = {
+    "config": ("PRESETS", "DescentConfig", "PolicyConfig", "StreamConfig", "WindowConfig"),
+    "descent": ("Trace", "descend"),
+    "errors": ("UserError",),
+    "policies": ("Batch", "EnergyPolicy", "Policy", "Prediction", "make_policy"),
+    "policies.files": ("load_policy", "save_policy"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"ebt_policy.{module}"), name)
+    raise AttributeError(f"module 'ebt_policy' has no attribute {name!r}")

@@ -491,6 +491,66 @@ class TrainingConfig:
             )
 
 
+@dataclass(frozen=True)
+class ServerConfig:
+    """How a policy is served: see :mod:`ebt_policy.serving.server`.
+
+    Attributes:
+        host: address to listen on; any but the machine's own (loopback) needs an API key.
+        port: 0 is any free one.
+        max_mb: largest message, in millions of bytes.
+        budget_ms: from a message's arrival to its reply; what would be later is a hold command.
+            ``None`` is no limit.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_mb: float = 16.0
+    budget_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, "max_mb budget_ms", above=0)
+        if not math.isfinite(self.max_mb):
+            raise UserError(f"server.max_mb = {self.max_mb}: it must be finite")
+        if not 0 <= self.port < 2**16:
+            raise UserError(f"server.port = {self.port}: it must lie in [0, 65535]")
+
+
+@dataclass(frozen=True)
+class DimensionLimits:
+    """What one dimension of the action may do.
+
+    Attributes:
+        kind: ``absolute`` is a target, which is held by repeating it; ``delta`` is a change or a
+            velocity, which is held by zero.
+        low, high: range of the action; ``None`` is the range of the demonstrations.
+        step: most that the target may change in a control step (``absolute``), or largest
+            magnitude of the action (``delta``); ``None`` is no limit.
+    """
+
+    kind: Literal["absolute", "delta"] = "absolute"
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "step"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"{name} = {value}: it must be finite")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise UserError(f"low = {self.low} is above high = {self.high}")
+        if self.step is not None and self.step <= 0:
+            raise UserError(f"step = {self.step}: it must be above 0")
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """The file of ``serve --limits``: one entry for each dimension of the action, in order."""
+
+    dimensions: tuple[DimensionLimits, ...]
+
+
 Config = TypeVar("Config")
 
 

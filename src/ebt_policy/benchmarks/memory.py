@@ -35,7 +35,12 @@ def _measured(computation: Callable[..., Any], *arguments: Any) -> float:
 
 def own_mb(account: str) -> float:
     """This process's memory by one of Linux's accounts (``VmHWM``, ``RssAnon``), in megabytes."""
-    status = Path("/proc/self/status").read_text()
+    return process_mb("self", account)
+
+
+def process_mb(process: int | str, account: str) -> float:
+    """The same of another process, by its number."""
+    status = Path(f"/proc/{process}/status").read_text()
     found = re.search(rf"{account}:\s*(\d+) kB", status)
     assert found is not None
     return int(found[1]) * 1024 / 1e6

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ebt_policy import config as settings
-from ebt_policy.config import PRESETS, PolicyConfig, TrainingConfig
+from ebt_policy.config import PRESETS, PolicyConfig, ServerConfig, TrainingConfig
 from ebt_policy.errors import UserError
 
 # The extra that brings a library which a command needs.
 EXTRAS = {
-    "accelerate": "train", "diffusers": "baselines", "h5py": "data", "imageio_ffmpeg": "report",
-    "matplotlib": "report", "tensorboard": "train", "transformers": "vision",
+    "accelerate": "train", "av": "lerobot", "diffusers": "baselines", "h5py": "data",
+    "imageio_ffmpeg": "report", "matplotlib": "report", "msgpack": "serve", "PIL": "lerobot",
+    "pyarrow": "lerobot", "tensorboard": "train", "transformers": "vision", "websockets": "serve",
     "zarr": "data",
 }  # fmt: skip
 # What another option decides, together with the settings that belong to it.
@@ -67,13 +68,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
-    data = commands.add_parser("data", help="look at or download demonstrations")
+    data = commands.add_parser("data", help="look at, download or convert demonstrations")
     actions = data.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
     info = _command(
         actions, "info", _data_info, "show what a file of demonstrations holds, and its problems",
         "ebt-policy data info data/pusht_cchi_v7_replay.zarr",
     )  # fmt: skip
-    info.add_argument("path", metavar="PATH", help="robomimic HDF5, or zarr folder or .zarr.zip")
+    info.add_argument(
+        "path", metavar="PATH", help="robomimic HDF5, zarr folder or .zarr.zip, or LeRobot folder"
+    )
     info.add_argument("--filter", metavar="KEY", help="robomimic filter key, e.g. train")
     get = _command(
         actions, "get", _data_get, "download a published data set and verify it",
@@ -82,6 +85,29 @@ def build_parser() -> argparse.ArgumentParser:
     get.add_argument("name", metavar="NAME", help="pusht")
     get.add_argument("--out", metavar="DIR", default="data", help="folder (default: data)")
     get.add_argument("--url", help="download from here instead of the published address")
+
+    convert = _command(
+        actions, "convert", _data_convert,
+        "write demonstrations in another format: zarr, robomimic HDF5, LeRobot v3",
+        "ebt-policy data convert data/pusht_cchi_v7_replay.zarr data/pusht-lerobot",
+    )  # fmt: skip
+    convert.add_argument("source", metavar="SRC", help="demonstrations, as train reads them")
+    convert.add_argument(
+        "target", metavar="DST", help="to write: NAME.zarr, NAME.hdf5, or a folder for LeRobot"
+    )
+    convert.add_argument(
+        "--to",
+        choices=["zarr", "robomimic", "lerobot"],
+        help="the format, if DST's name is another",
+    )
+    convert.add_argument("--obs", metavar="KEYS", help="observation keys (default: all)")
+    convert.add_argument(
+        "--task", metavar="TEXT", help="LeRobot's sentence for what is done (default: SRC's name)"
+    )
+    convert.add_argument("--filter", metavar="KEY", help="robomimic filter key, e.g. train")
+    convert.add_argument(
+        "--rate", metavar="HZ", type=float, help="steps per second (default: what SRC says)"
+    )
 
     collect = _command(
         commands, "collect", _collect, "record a scripted expert's successes as robomimic HDF5",
@@ -187,6 +213,31 @@ def build_parser() -> argparse.ArgumentParser:
         help="any other setting of acting, e.g. descent.tolerance=0.01",
     )  # fmt: skip
 
+    calibrate = _command(
+        commands, "calibrate", _calibrate,
+        "an alarm for a policy: is the robot where no demonstration was?",
+        "ebt-policy calibrate runs/pick-place --data data/pick-place.hdf5 "
+        "--task metaworld/pick-place",
+    )  # fmt: skip
+    calibrate.add_argument("run", metavar="RUN", help="folder of the run")
+    calibrate.add_argument(
+        "--data", metavar="PATH", required=True, help="the demonstrations it was trained on"
+    )
+    calibrate.add_argument(
+        "--task", metavar="TASK",
+        help="take the threshold from successful episodes here (default: from held-out "
+        "demonstrations)",
+    )  # fmt: skip
+    calibrate.add_argument(
+        "--false-alarms", metavar="RATE", type=float, default=0.05,
+        help="share of successful episodes with an alarm (default: 0.05)",
+    )  # fmt: skip
+    calibrate.add_argument(
+        "--episodes", metavar="N", type=_count, default=400,
+        help="successful ones of the task (default: 400)",
+    )  # fmt: skip
+    calibrate.add_argument("--seed", metavar="S", type=int, default=500_000, help="first start")
+
     merge = _command(
         commands, "merge", _merge, "join evaluations of one policy on different starts",
         "ebt-policy merge machine-1.json machine-2.json --out all.json",
@@ -203,6 +254,35 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[],
         help="a setting of acting, e.g. descent.steps=3",
+    )  # fmt: skip
+
+    server = _command(
+        commands, "serve", _serve, "serve a policy to robots, as openpi's clients expect it",
+        "ebt-policy serve runs/ebt --port 8000 --budget-ms 80",
+    )  # fmt: skip
+    server.add_argument("run", metavar="RUN", help="folder of the policy")
+    server.add_argument(
+        "--port", metavar="N", type=int, default=ServerConfig.port, help="default: 8000; 0: any"
+    )
+    server.add_argument(
+        "--host", metavar="ADDRESS", default=ServerConfig.host,
+        help="address to listen on (default: 127.0.0.1; any other needs --api-key-file)",
+    )  # fmt: skip
+    server.add_argument("--api-key-file", metavar="FILE", help="holds the key asked of clients")
+    server.add_argument(
+        "--max-mb", metavar="X", type=float, default=ServerConfig.max_mb,
+        help="largest message, in megabytes (default: 16)",
+    )  # fmt: skip
+    server.add_argument(
+        "--limits", metavar="FILE", help="JSON: range, velocity and kind of each action dimension"
+    )
+    server.add_argument(
+        "--budget-ms", metavar="MS", type=float,
+        help="answer with a hold command and an alarm when a chunk takes longer",
+    )  # fmt: skip
+    server.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[],
+        help="a setting of acting, e.g. descent.max_ms=50",
     )  # fmt: skip
 
     report = _command(
@@ -299,11 +379,20 @@ def build_parser() -> argparse.ArgumentParser:
     simulation.add_argument("--episodes", metavar="N", type=_count, default=50)
     simulation.add_argument("--rounds", metavar="N", type=_count, default=7)
 
+    serving = _command(
+        studies, "serve", _bench_serve,
+        "many clients of one server at once: latency, throughput, mixed-up replies",
+        "ebt-policy bench serve --clients 8 --seconds 120 --json results/serve.json",
+    )  # fmt: skip
+    serving.add_argument("--preset", choices=list(PRESETS), default="small", help="network size")
+    serving.add_argument("--clients", metavar="N", type=_count, default=8)
+    serving.add_argument("--seconds", metavar="N", type=_count, default=120)
+
     for study in (floor, latency):
         study.add_argument(
             "--threads", metavar="N", type=_count, nargs="+", default=[1, 2], help="default: 1 2"
         )
-    for study in (floor, latency, training, loading, simulation):
+    for study in (floor, latency, training, loading, simulation, serving):
         study.add_argument("--json", metavar="FILE", help="write the rows here too")
 
     demo = _command(
@@ -380,7 +469,24 @@ def _data_info(options: argparse.Namespace) -> None:
     from ebt_policy.demonstrations import open_demonstrations
     from ebt_policy.demonstrations.inspection import inspect
 
-    print(inspect(open_demonstrations(options.path, options.filter)).text())
+    print(inspect(open_demonstrations(options.path, options.filter, with_faults=True)).text())
+
+
+def _data_convert(options: argparse.Namespace) -> None:
+    from ebt_policy.demonstrations import open_demonstrations
+    from ebt_policy.demonstrations.conversion import convert, format_of
+
+    target = Path(options.target)
+    to = format_of(target, options.to)
+    keys = None if options.obs is None else [key.strip() for key in options.obs.split(",")]
+    source = open_demonstrations(options.source, options.filter)
+    made = convert(source, target, to, keys, options.rate, options.task)
+    for column in made.columns:
+        sha256 = made.sha256[column.name]
+        print(f"  {column.source or 'actions':<28} -> {column.name:<36} SHA-256 {sha256[:12]}…")
+    for note in made.notes:
+        print(f"  {note}")
+    print(f"{target}: {source.episodes} episodes, {source.steps} steps, read back the same")
 
 
 def _data_get(options: argparse.Namespace) -> None:
@@ -511,6 +617,20 @@ def _eval(options: argparse.Namespace) -> None:
     _print_result(result)
 
 
+def _calibrate(options: argparse.Namespace) -> None:
+    from ebt_policy.demonstrations import open_demonstrations
+    from ebt_policy.evaluation.calibration import calibrate
+
+    alarm = calibrate(
+        Path(options.run), open_demonstrations(options.data), options.false_alarms, options.task,
+        options.episodes, options.seed,
+    )  # fmt: skip
+    print(
+        f"{options.run}: alarm above {alarm.threshold:.4g}, at most {alarm.rate:g} of successful "
+        f"episodes; from {alarm.source}"
+    )
+
+
 def _merge(options: argparse.Namespace) -> None:
     from ebt_policy.evaluation.results import merge_results, to_text
     from ebt_policy.policies.files import replace_file
@@ -530,6 +650,12 @@ def _print_result(result: dict[str, Any]) -> None:
         f"{result['score_ci95'][1]:.3f}], {result['descent_steps_mean']:.1f} steps per chunk, "
         f"{latency['p50']:.1f} ms p50, {latency['p95']:.1f} ms p95, {result['episodes']} episodes"
     )
+    for which, found in result.get("alarms", {}).items():
+        low, high = found["ci95"]
+        print(
+            f"alarm in {found['rate']:.3f} [{low:.3f}, {high:.3f}] of the {found['episodes']} "
+            f"{which.removeprefix('of_')}"
+        )
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -570,6 +696,35 @@ def _export(options: argparse.Namespace) -> None:
         f"{options.out}: {', '.join([*written['streams'], *written['draws']])} -> "
         f"{', '.join(written['outputs'])}; at most {written['difference']:.1e} from the policy"
     )
+
+
+def _serve(options: argparse.Namespace) -> None:
+    import torch
+
+    from ebt_policy.policies.files import load_policy
+    from ebt_policy.serving.limits import ActionLimits, read_limits
+    from ebt_policy.serving.server import PolicyServer, read_api_key, run_server
+
+    server_config = ServerConfig(options.host, options.port, options.max_mb, options.budget_ms)
+    key = None if options.api_key_file is None else read_api_key(Path(options.api_key_file))
+    policy = load_policy(options.run, "cuda" if torch.cuda.is_available() else "cpu")
+    config = _acting_config(policy.config, options.set)
+    if policy.acting is not None:
+        policy = policy.with_sampling(getattr(config, policy.acting))
+    limits = (
+        ActionLimits(policy)
+        if options.limits is None
+        else read_limits(Path(options.limits), policy)
+    )
+    server = PolicyServer(policy, server_config, limits, key)
+
+    def started(port: int) -> None:
+        streams = ", ".join(policy.stream_names)
+        print(
+            f"{options.run}: serving on {options.host} port {port}, observing {streams}", flush=True
+        )
+
+    run_server(server, started)
 
 
 def _bench_study(options: argparse.Namespace) -> None:
@@ -697,6 +852,19 @@ def _bench_evaluation(options: argparse.Namespace) -> None:
     print(
         f"two workers over one: {measured['two_over_one']:.2f}; policy "
         f"{100 * measured['policy_share']:.0f} % of an evaluation"
+    )
+    _write_json(options.json, measured)
+
+
+def _bench_serve(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.serving import measure_serving
+
+    measured = measure_serving(options.preset, options.clients, float(options.seconds))
+    print(
+        f"{measured['clients']} clients, {measured['seconds']:.0f} s: {measured['replies']} "
+        f"replies, {measured['per_second']:.1f} a second, {measured['p50_ms']:.1f} ms p50, "
+        f"{measured['p95_ms']:.1f} ms p95, {measured['p99_ms']:.1f} ms p99, "
+        f"{measured['mixed_up']} mixed up"
     )
     _write_json(options.json, measured)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from ebt_policy.shapes import Bool, Float
 _BLOCK_BYTES = 2**22
 # A range below this share of the values' size is rounding noise, not movement.
 CONSTANT_RANGE = 1e-5
+# What follows an action (LeRobot's name for it): no policy observes it unless told to.
+OUTCOME_PREFIX = "next."
 
 
 @dataclass(frozen=True)
@@ -36,22 +40,34 @@ class Demonstrations(ABC):
         format: name of the format.
         episode_ends: exclusive end of each episode in the concatenated steps.
         observations: the observation keys.
+        outcomes: keys of what followed an action, ``next.reward`` and the like.
+        unread: names of what is recorded step by step but holds no numbers.
         actions: shape and type of the actions.
         rate: control steps per second, where the file says so.
         action_bounds: the legal range of the actions, where the file says so.
+        tasks: sentences that say what is to be done, where the file has some.
+        task_of_step: (steps,) which of ``tasks`` each step belongs to.
+        faults: contradictions within the files, which nothing should be learned from.
+        file_ends: exclusive end, in steps, of each file that the steps lie in.
     """
 
     path: Path
     format: str
     episode_ends: np.ndarray
     observations: dict[str, KeyInfo]
+    outcomes: Mapping[str, KeyInfo] = MappingProxyType({})
+    unread: Sequence[str] = ()
     actions: KeyInfo
     rate: float | None = None
     action_bounds: tuple[float, float] | None = None
+    tasks: Sequence[str] = ()
+    task_of_step: np.ndarray | None = None
+    faults: Sequence[str] = ()
+    file_ends: np.ndarray | None = None
 
     @abstractmethod
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
-        """Steps ``start`` to ``stop`` of an observation key: (stop - start, *shape).
+        """Steps ``start`` to ``stop`` of an observation or outcome: (stop - start, *shape).
 
         Raises:
             UserError: the key does not exist or the file is damaged there.
@@ -61,16 +77,26 @@ class Demonstrations(ABC):
     def read_actions(self, start: int, stop: int) -> np.ndarray:
         """Steps ``start`` to ``stop`` of the actions: (stop - start, A)."""
 
+    def spans(self, key: str | None) -> Iterator[tuple[int, int]]:
+        """First step and exclusive end of pieces of some megabytes, none in two files.
+
+        Args:
+            key: an observation or outcome; None means the actions.
+        """
+        info = self.actions if key is None else self.require(key)
+        each = max(1, _BLOCK_BYTES // max(1, int(np.prod(info.shape)) * info.dtype.itemsize))
+        file_ends = [self.steps] if self.file_ends is None else self.file_ends.tolist()
+        for begin, end in pairwise([0, *file_ends]):
+            for start in range(begin, end, each):
+                yield start, min(start + each, end)
+
     def blocks(self, key: str | None) -> Iterator[tuple[int, np.ndarray]]:
         """All steps of an observation key, or of the actions (None), some megabytes at a time.
 
         Yields:
             The first step of a block, and its values.
         """
-        info = self.actions if key is None else self.require(key)
-        each = max(1, _BLOCK_BYTES // max(1, int(np.prod(info.shape)) * info.dtype.itemsize))
-        for start in range(0, self.steps, each):
-            stop = min(start + each, self.steps)
+        for start, stop in self.spans(key):
             yield (
                 start,
                 self.read_actions(start, stop) if key is None else self.read(key, start, stop),
@@ -97,17 +123,26 @@ class Demonstrations(ABC):
         Raises:
             UserError: there is no such key; the message lists those that exist.
         """
-        if key not in self.observations:
+        keys = {**self.observations, **self.outcomes}
+        if key not in keys:
             raise UserError(
                 f"{self.path}: no observation key {key!r}; "
                 f"there are {', '.join(sorted(self.observations))}"
             )
-        return self.observations[key]
+        return keys[key]
 
 
 def is_numeric(dtype: np.dtype) -> bool:
     """Whether a key holds numbers (or booleans), which is all that a policy can observe."""
     return dtype.kind in "fiub"
+
+
+def split_outcomes(
+    keys: Mapping[str, KeyInfo],
+) -> tuple[dict[str, KeyInfo], dict[str, KeyInfo]]:
+    """Observations and outcomes, told apart by name."""
+    outcomes = {k: info for k, info in keys.items() if k.startswith(OUTCOME_PREFIX)}
+    return {k: info for k, info in keys.items() if k not in outcomes}, outcomes
 
 
 def episode_of_step(episode_ends: np.ndarray, step: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +10,10 @@ from tqdm import tqdm
 
 from ebt_policy.demonstrations.base import Demonstrations, constant_dimensions, episode_of_step
 from ebt_policy.demonstrations.zarr_buffer import ZarrDemonstrations
+from ebt_policy.errors import UserError
+
+# Of one key, so many problems with its files are named one by one.
+_NAMED = 20
 
 
 @dataclass
@@ -35,11 +40,14 @@ class Summary:
     longest: int
     rate: float | None
     keys: list[KeySummary]
+    tasks: Sequence[str] = ()
+    faults: Sequence[str] = ()
 
     @property
     def problems(self) -> list[str]:
-        """Every problem found, with the key it is in."""
-        return [f"{key.name}: {problem}" for key in self.keys for problem in key.problems]
+        """Every problem found: the faults of the whole, then each key's."""
+        of_keys = [f"{key.name}: {problem}" for key in self.keys for problem in key.problems]
+        return [*self.faults, *of_keys]
 
     def text(self) -> str:
         """The summary for a terminal."""
@@ -50,10 +58,12 @@ class Summary:
             f"  episodes  {self.episodes} ({self.shortest}-{self.longest} steps each)",
             f"  steps     {self.steps}",
             f"  rate      {rate}",
+            *(f"  task      {task}" for task in self.tasks),
             f"  {'key':<28}{'shape':<16}{'type':<10}range",
         ]
         for key in self.keys:
-            spread = f"{key.low.min():.6g} … {key.high.max():.6g}"
+            finite = np.isfinite(key.low).any()
+            spread = f"{key.low.min():.6g} … {key.high.max():.6g}" if finite else "not read"
             lines.append(f"  {key.name:<28}{key.shape!s:<16}{key.dtype:<10}{spread}")
             if 1 < len(key.low) <= 8:
                 parts = (f"{a:.4g}…{b:.4g}" for a, b in zip(key.low, key.high, strict=True))
@@ -69,11 +79,10 @@ def inspect(demonstrations: Demonstrations, progress: bool = True) -> Summary:
         demonstrations: the opened file.
         progress: show a progress bar (images take a while).
 
-    Raises:
-        UserError: a part of the file cannot be decoded.
+    What cannot be read is a problem, not an error.
     """
     lengths = np.diff(demonstrations.episode_ends, prepend=0)
-    names = ["action", *sorted(demonstrations.observations)]
+    names = ["action", *sorted(demonstrations.observations), *sorted(demonstrations.outcomes)]
     keys = []
     with tqdm(
         total=len(names) * demonstrations.steps, unit="step", disable=not progress, leave=False
@@ -83,12 +92,14 @@ def inspect(demonstrations: Demonstrations, progress: bool = True) -> Summary:
     return Summary(
         str(demonstrations.path), demonstrations.format, demonstrations.episodes,
         demonstrations.steps, int(lengths.min()), int(lengths.max()), demonstrations.rate, keys,
+        demonstrations.tasks, demonstrations.faults,
     )  # fmt: skip
 
 
 def _summarise(demonstrations: Demonstrations, name: str, bar: tqdm) -> KeySummary:
     is_action = name == "action"
-    info = demonstrations.actions if is_action else demonstrations.observations[name]
+    key = None if is_action else name
+    info = demonstrations.actions if key is None else demonstrations.require(key)
     size = int(np.prod(info.shape))
     low, high = np.full(size, np.inf), np.full(size, -np.inf)
     summary = KeySummary(name, info.shape, str(info.dtype), low, high)
@@ -98,10 +109,19 @@ def _summarise(demonstrations: Demonstrations, name: str, bar: tqdm) -> KeySumma
             summary.problems.append(f"{missing} chunks are absent: all zeros, or truncated")
         elif missing:
             summary.problems.append(f"truncated: {missing} chunks are missing")
-            summary.low, summary.high = np.full(size, np.nan), np.full(size, np.nan)
             return summary
-    nonfinite, first_bad = 0, -1
-    for start, part in demonstrations.blocks(None if is_action else name):
+    nonfinite, first_bad, errors = 0, -1, list[str]()
+    for start, stop in demonstrations.spans(key):
+        bar.update(stop - start)
+        try:
+            part = (
+                demonstrations.read_actions(start, stop)
+                if key is None
+                else demonstrations.read(key, start, stop)
+            )
+        except UserError as error:
+            errors.append(str(error).removeprefix(f"{demonstrations.path}").lstrip("/: "))
+            continue
         flat = part.reshape(len(part), -1)
         if flat.dtype.kind == "f":
             bad = ~np.isfinite(flat)
@@ -115,14 +135,17 @@ def _summarise(demonstrations: Demonstrations, name: str, bar: tqdm) -> KeySumma
         else:
             low[:] = np.minimum(low, flat.min(0))
             high[:] = np.maximum(high, flat.max(0))
-        bar.update(len(part))
+    errors = list(dict.fromkeys(errors))
+    summary.problems += errors[:_NAMED]
+    if len(errors) > _NAMED:
+        summary.problems.append(f"and {len(errors) - _NAMED} more pieces that cannot be read")
     if nonfinite:
         episode, step = episode_of_step(demonstrations.episode_ends, first_bad)
         summary.problems.append(
             f"{nonfinite} values are NaN or infinite, the first in episode {episode}, step {step}"
         )
-    still = constant_dimensions(low, high)
-    if len(info.shape) < 3 and still.any():
+    still = constant_dimensions(low, high) & np.isfinite(low)
+    if len(info.shape) < 3 and name not in demonstrations.outcomes and still.any():
         where = ", ".join(str(i) for i in np.flatnonzero(still))
         summary.problems.append(f"constant dimensions: {where}")
     if is_action:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ebt_policy.demonstrations.base import Demonstrations, KeyInfo, is_numeric
+from ebt_policy.demonstrations.base import Demonstrations, KeyInfo, is_numeric, split_outcomes
+from ebt_policy.demonstrations.columns import Column, Piece
 from ebt_policy.errors import UserError
 
 # robomimic's EnvType: 1 is robosuite, 2 is gym.
 ROBOSUITE, GYM = 1, 2
+# At most, HDF5 takes this much around a data set; rewards and dones, where they are made up.
+_DATASET_BYTES, _OUTCOME_BYTES = 2**12, 12
+# What follows an action, by our name and robomimic's.
+OUTCOMES = {"next.reward": "rewards", "next.done": "dones"}
 
 
 class RobomimicDemonstrations(Demonstrations):
@@ -111,10 +117,20 @@ class RobomimicDemonstrations(Demonstrations):
                 "expected (steps, A)"
             )
         self.actions = KeyInfo(tuple(demo["actions"].shape[1:]), demo["actions"].dtype)
-        self.observations = {
-            key: KeyInfo(tuple(demo["obs"][key].shape[1:]), demo["obs"][key].dtype)
-            for key in _number_keys(demo["obs"])
-        }
+        keys = _number_keys(demo["obs"])
+        self.unread = [key for key in demo["obs"] if key not in keys]
+        self.observations, self.outcomes = split_outcomes(
+            {
+                key: KeyInfo(tuple(demo["obs"][key].shape[1:]), demo["obs"][key].dtype)
+                for key in keys
+            }
+        )
+        lengths = np.diff(self.episode_ends, prepend=0).tolist()
+        for key, name in OUTCOMES.items():
+            found = [getattr(data[demo].get(name), "shape", None) for demo in self._names]
+            whole = found == [(length,) for length in lengths]
+            if whole and key not in self.outcomes and is_numeric(demo[name].dtype):
+                self.outcomes[key] = KeyInfo((), demo[name].dtype)
         arguments = json.loads(data.attrs.get("env_args", "{}"))
         rate = arguments.get("env_kwargs", {}).get("control_freq")
         self.rate = float(rate) if rate is not None else None
@@ -126,7 +142,8 @@ class RobomimicDemonstrations(Demonstrations):
 
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
         self.require(key)
-        return self._read(f"obs/{key}", start, stop)
+        in_obs = key not in OUTCOMES or key in self._file[f"data/{self._names[0]}/obs"]
+        return self._read(f"obs/{key}" if in_obs else OUTCOMES[key], start, stop)
 
     def read_actions(self, start: int, stop: int) -> np.ndarray:
         return self._read("actions", start, stop)
@@ -196,27 +213,105 @@ def write_robomimic(
             data = file.create_group("data")
             total = 0
             for index, episode in enumerate(episodes):
-                demo = data.create_group(f"demo_{index}")
                 length = len(episode.actions)
+                demo = _create_demo(data, index, length)
                 demo.create_dataset("actions", data=episode.actions.astype(np.float32))
                 demo.create_dataset("rewards", data=episode.rewards.astype(np.float32))
-                dones = np.zeros(length, np.int64)
-                dones[-1] = 1
-                demo.create_dataset("dones", data=dones)
+                demo.create_dataset("dones", data=_last_is_done(length))
                 for key, values in episode.observations.items():
                     demo.create_dataset(f"obs/{key}", data=values)
-                # No simulator state is recorded; robomimic's readers expect the key.
-                demo.create_dataset("states", data=np.zeros((length, 0), np.float32))
-                demo.attrs["num_samples"] = length
                 demo.attrs["seed"] = episode.seed
                 demo.attrs["success"] = episode.success
                 total += length
-            data.attrs["total"] = total
-            data.attrs["env_args"] = json.dumps(
-                {"env_name": environment, "type": GYM, "env_kwargs": settings}
-            )
+            _describe(data, total, environment, settings)
         partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_robomimic_columns(
+    path: Path,
+    columns: Sequence[Column],
+    pieces: Iterable[Piece],
+    episode_ends: np.ndarray,
+    environment: str,
+    settings: dict[str, Any],
+) -> None:
+    """Write converted episodes as robomimic HDF5.
+
+    Args:
+        path: the file to write.
+        columns: the keys, ``action`` and outcomes included.
+        pieces: of the episodes, in order; rewards of 0 and a done at the end of each stand in
+            for outcomes that they lack.
+        episode_ends: exclusive ends.
+        environment: name for ``env_args``.
+        settings: ``env_kwargs``.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    import h5py
+
+    def place_of(column: Column) -> str:
+        if column.source is None:
+            return "actions"
+        is_outcome = column.name in OUTCOMES and column.shape == ()
+        return OUTCOMES[column.name] if is_outcome else f"obs/{column.name}"
+
+    places = {column.name: place_of(column) for column in columns}
+    lengths = np.diff(episode_ends, prepend=0).tolist()
+    of_step = sum(int(np.prod(c.shape)) * c.dtype.itemsize for c in columns) + _OUTCOME_BYTES
+    around = _DATASET_BYTES * len(lengths) * (len(columns) + 5)
+    _reserve(path, of_step * int(episode_ends[-1]) + around)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        for piece in pieces:
+            length = lengths[piece.episode]
+            first = int(episode_ends[piece.episode]) - length
+            if piece.start == first:
+                demo = _create_demo(data, piece.episode, length)
+                for column in columns:
+                    demo.create_dataset(places[column.name], (length, *column.shape), column.dtype)
+                if "rewards" not in demo:
+                    demo.create_dataset("rewards", data=np.zeros(length, np.float32))
+                if "dones" not in demo:
+                    demo.create_dataset("dones", data=_last_is_done(length))
+            for name, place in places.items():
+                demo[place][piece.start - first : piece.stop - first] = piece.values[name]
+        _describe(data, int(episode_ends[-1]), environment, settings)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make sure of room for a file before it is written.
+
+    HDF5 cannot close a file that outgrows the disk; it would take the process with it.
+
+    Raises:
+        OSError: there is not so much room.
+    """
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+def _create_demo(data: Any, index: int, length: int) -> Any:
+    demo = data.create_group(f"demo_{index}")
+    demo.attrs["num_samples"] = length
+    # No simulator state is recorded; robomimic's readers expect the key.
+    demo.create_dataset("states", data=np.zeros((length, 0), np.float32))
+    return demo
+
+
+def _last_is_done(length: int) -> np.ndarray:
+    dones = np.zeros(length, np.int64)
+    dones[-1] = 1
+    return dones
+
+
+def _describe(data: Any, total: int, environment: str, settings: dict[str, Any]) -> None:
+    data.attrs["total"] = total
+    data.attrs["env_args"] = json.dumps(
+        {"env_name": environment, "type": GYM, "env_kwargs": settings}
+    )

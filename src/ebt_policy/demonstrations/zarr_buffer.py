@@ -1,4 +1,4 @@
-"""Diffusion Policy's replay buffer: a zarr store, as a folder or as a ``.zarr.zip``.
+"""Diffusion Policy's replay buffer: a zarr store, as a folder or as a ``.zarr.zip``; written, too.
 
 ``data/<key>`` holds every episode's steps one after another, ``meta/episode_ends`` the
 exclusive end of each episode.
@@ -7,15 +7,23 @@ exclusive end of each episode.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ebt_policy.demonstrations.base import Demonstrations, KeyInfo, is_numeric
+from ebt_policy.demonstrations.base import (
+    Demonstrations,
+    KeyInfo,
+    is_numeric,
+    split_outcomes,
+)
+from ebt_policy.demonstrations.columns import Column, Piece
 from ebt_policy.errors import UserError
 
 ACTION = "action"
+_CHUNK_BYTES = 2**21
 # By these keys the published PushT data is recognised: 10 Hz, actions are pixels.
 PUSHT_KEYS = {"state", "keypoint", "n_contacts"}
 
@@ -107,11 +115,14 @@ class ZarrDemonstrations(Demonstrations):
             raise UserError(f"{path}: data/action has shape {action.shape}, expected (steps, A)")
         self._action, self._arrays = action, arrays
         self.actions = KeyInfo(tuple(action.shape[1:]), action.dtype)
-        self.observations = {
-            name: KeyInfo(tuple(array.shape[1:]), array.dtype)
-            for name, array in arrays.items()
-            if is_numeric(array.dtype)
-        }
+        self.unread = [name for name, array in arrays.items() if not is_numeric(array.dtype)]
+        self.observations, self.outcomes = split_outcomes(
+            {
+                name: KeyInfo(tuple(array.shape[1:]), array.dtype)
+                for name, array in arrays.items()
+                if name not in self.unread
+            }
+        )
         if set(arrays) >= PUSHT_KEYS:
             self.rate, self.action_bounds = 10.0, (0.0, 512.0)
 
@@ -165,3 +176,36 @@ class ZarrDemonstrations(Demonstrations):
                     f"{self.path}: {name} cannot be decoded (chunk {chunk.name} has {found} bytes, "
                     f"its header says {stated}); the file is damaged"
                 )
+
+
+def write_zarr(
+    folder: Path, columns: Sequence[Column], pieces: Iterable[Piece], episode_ends: np.ndarray
+) -> None:
+    """Write a replay buffer as a zarr-2 folder, which must not exist.
+
+    Args:
+        folder: to write.
+        columns: the arrays under ``data/``, ``action`` included.
+        pieces: of the episodes, in order.
+        episode_ends: exclusive ends.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    import zarr
+
+    group = zarr.open_group(str(folder), mode="w-", zarr_format=2)
+    steps = int(episode_ends[-1])
+    arrays: dict[str, Any] = {}
+    for column in columns:
+        of_step = max(1, int(np.prod(column.shape)) * column.dtype.itemsize)
+        chunk = min(steps, max(1, _CHUNK_BYTES // of_step))
+        arrays[column.name] = group.create_array(
+            f"data/{column.name}", shape=(steps, *column.shape), dtype=column.dtype,
+            chunks=(chunk, *column.shape), config={"write_empty_chunks": True},
+        )  # fmt: skip
+    for piece in pieces:
+        for name, array in arrays.items():
+            array[piece.start : piece.stop] = piece.values[name]
+    ends = group.create_array("meta/episode_ends", shape=episode_ends.shape, dtype="int64")
+    ends[:] = episode_ends

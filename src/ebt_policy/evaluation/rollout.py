@@ -14,6 +14,7 @@ import multiprocessing
 import time
 import zlib
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class EpisodeRecord:
         steps: control steps until success or the end.
         descent_steps: sequential evaluations of each chunk, in order.
         energy: final energy of each chunk (energy policies only).
+        novelty: energy of the observation of each chunk (policies with an alarm only).
+        alarm: whether one of these was above the alarm's threshold; None without an alarm.
         doing: what the robot did during each chunk, where the task can tell.
         facts: what the task tells of the episode beyond that.
     """
@@ -57,6 +60,8 @@ class EpisodeRecord:
     steps: int = 0
     descent_steps: list[int] = field(default_factory=list)
     energy: list[float] = field(default_factory=list)
+    novelty: list[float] = field(default_factory=list)
+    alarm: bool | None = None
     doing: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -91,12 +96,12 @@ class _Group:
 
     Attributes:
         records: of its episodes.
-        windows: the first episode's observation windows, one per chunk.
+        windows: observation windows, one per chunk, of the first episodes.
         policy_seconds, simulation_seconds: spent in the policy, and in the environments.
     """
 
     records: list[EpisodeRecord]
-    windows: list[dict[str, np.ndarray]] = field(default_factory=list)
+    windows: list[list[dict[str, np.ndarray]]] = field(default_factory=list)
     policy_seconds: float = 0.0
     simulation_seconds: float = 0.0
 
@@ -111,8 +116,8 @@ class _Worker:
         check_fit(self.policy, self.task)
         self.environments: list[Environment] = []
 
-    def group(self, seeds: list[int]) -> _Group:
-        """Run one group of episodes."""
+    def group(self, seeds: list[int], kept: int = 1) -> _Group:
+        """Run one group of episodes; keep the observation windows of the first ``kept``."""
         while len(self.environments) < len(seeds):
             self.environments.append(self.task.make())
         video = None
@@ -122,7 +127,7 @@ class _Worker:
         policy, windows = self.policy, self.policy.config.windows
         cameras = {n: s for n, s in policy.config.cameras.items() if n in self.task.cameras}
         records = [EpisodeRecord(seed) for seed in seeds]
-        group = _Group(records)
+        group = _Group(records, [[] for _ in seeds[:kept]])
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         seen: list[deque] = []
         for environment, seed in zip(self.environments, seeds, strict=False):
@@ -143,8 +148,10 @@ class _Worker:
                 name: np.stack([np.stack([step[name] for step in seen[i]]) for i in going])
                 for name in policy.stream_names
             }
-            if going[0] == 0:
-                group.windows.append({name: values[0] for name, values in observations.items()})
+            for row, i in enumerate(going):
+                if i < kept:
+                    window = {name: values[row] for name, values in observations.items()}
+                    group.windows[i].append(window)
             began = time.perf_counter()
             prediction = policy.predict_chunk(
                 observations,
@@ -159,6 +166,9 @@ class _Worker:
                 record.descent_steps.append(int(prediction.evaluations[row]))
                 if prediction.trace is not None:
                     record.energy.append(float(prediction.trace.energy[row, -1]))
+                if prediction.score is not None and prediction.alarm is not None:
+                    record.novelty.append(float(prediction.score[row]))
+                    record.alarm = bool(record.alarm) or bool(prediction.alarm[row])
                 before = seen[i][-1]
                 for k, action in enumerate(prediction.actions[row]):
                     if video is not None and i == film:
@@ -280,7 +290,7 @@ def evaluate(
         seconds = time.perf_counter() - began
         done.sort(key=lambda group: group.records[0].seed)
         records = [record for group in done for record in group.records]
-        windows = done[0].windows
+        windows = done[0].windows[0]
         torch.set_num_threads(1)
         latency = measure_latency(policy, windows)
         torch.set_num_threads(threads)
@@ -293,6 +303,35 @@ def evaluate(
         "workers": min(workers, len(groups)), **provenance(),
     }  # fmt: skip
     return {**result, "moments": _moments(windows, policy)}
+
+
+@dataclass
+class Visit:
+    """An episode with every observation window at which a chunk was predicted.
+
+    Attributes:
+        record: of the episode.
+        windows: per chunk each stream (To, *shape).
+    """
+
+    record: EpisodeRecord
+    windows: list[dict[str, np.ndarray]]
+
+
+def visits(rollout: Rollout, seed: int) -> Iterator[Visit]:
+    """Episodes from the starts ``seed, seed + 1, …``, without end, in groups that run together.
+
+    Raises:
+        UserError: the policy does not fit the task.
+    """
+    worker = _Worker(rollout)
+    try:
+        while True:
+            group = worker.group(list(range(seed, seed + GROUP)), kept=GROUP)
+            yield from map(Visit, group.records, group.windows)
+            seed += GROUP
+    finally:
+        worker.close()
 
 
 def measure_latency(policy: Policy, windows: list[dict[str, np.ndarray]]) -> dict[str, float]:
@@ -369,6 +408,14 @@ def of_records(records: list[dict[str, Any]], task: Task) -> dict[str, Any]:
     scores = [record["score"] for record in records]
     steps = [taken for record in records for taken in record["descent_steps"]]
     of_task = task.summarise([r["facts"] for r in records]) if task.summarise else {}
+    alarms = {}
+    for name, success in (("of_successes", True), ("of_failures", False)):
+        given = [r["alarm"] for r in records if r["success"] == success and r["alarm"] is not None]
+        if given:
+            alarms[name] = {
+                "episodes": len(given), "rate": sum(given) / len(given),
+                "ci95": list(wilson(sum(given), len(given))),
+            }  # fmt: skip
     return {
         "episodes": len(records),
         "success_rate": successes / len(records),
@@ -377,6 +424,7 @@ def of_records(records: list[dict[str, Any]], task: Task) -> dict[str, Any]:
         "score_ci95": list(bootstrap_mean(scores)),
         "descent_steps_mean": float(np.mean(steps)),
         **of_task,
+        **({"alarms": alarms} if alarms else {}),
         "seeds": [record["seed"] for record in records],
         "records": records,
     }

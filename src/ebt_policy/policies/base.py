@@ -21,7 +21,8 @@ from ebt_policy.energy.model import EnergyModel
 from ebt_policy.energy.pretrained import PretrainedBackbone
 from ebt_policy.energy.transformer import Memory, Network
 from ebt_policy.errors import UserError
-from ebt_policy.shapes import Float, Int, Shaped
+from ebt_policy.policies.alarm import Alarm
+from ebt_policy.shapes import Bool, Float, Int, Shaped
 from ebt_policy.windows.batch import Batch
 from ebt_policy.windows.images import ImageNormaliser, to_uint8
 from ebt_policy.windows.normaliser import Normaliser
@@ -39,12 +40,16 @@ class Prediction:
         evaluations: sequential network evaluations per sample (b,): descent steps of an energy
             policy, denoising steps of a diffusion policy.
         trace: of the descent, for an energy policy.
+        score: (b,), the energy of each observation itself, if the policy has an alarm.
+        alarm: (b,), whether it is above the alarm's threshold.
     """
 
     actions: Float[np.ndarray, "b ta a"]
     plan: Float[np.ndarray, "b t a"]
     evaluations: np.ndarray
     trace: Trace | None = None
+    score: Float[np.ndarray, b] | None = None
+    alarm: Bool[np.ndarray, b] | None = None
 
 
 class Policy(nn.Module):
@@ -55,8 +60,13 @@ class Policy(nn.Module):
 
     Args:
         config: all that is needed to build the policy again.
+
+    Attributes:
+        alarm: tells whether an observation is off the demonstrations; None until calibrated
+            (``ebt-policy calibrate``).
     """
 
+    alarm: Alarm | None = None
     acting: str | None = None
     """Name of the part of the configuration that says how a trained policy acts, if one does."""
 
@@ -203,6 +213,13 @@ class Policy(nn.Module):
         keep = [i for i in stream.seen if i not in stream.angles]
         return torch.cat([flat[..., keep], angles.sin(), angles.cos()], dim=-1)
 
+    @property
+    def window_features(self) -> int:
+        """Numbers of a whole observation window, after the sine-cosine transform; no images."""
+        streams = self.config.streams.values()
+        each = sum(stream.features for stream in streams if stream.kind == "numbers")
+        return self.config.windows.observation_steps * each
+
     def zero_chunk(self, memory: Memory) -> Float[Tensor, "b t a"]:
         """A chunk of zeros (the middle of the demonstrated range) for each observation."""
         keys = memory[0][0]
@@ -299,14 +316,15 @@ class Policy(nn.Module):
                     before = self.action_normaliser.normalise(
                         torch.tensor(previous, device=device, dtype=torch.float32)
                     )
-                chunk, evaluations, trace = self.sample(
-                    self.normalise_observation(raw), generators, before
-                )
+                observation = self.normalise_observation(raw)
+                chunk, evaluations, trace = self.sample(observation, generators, before)
+                score = None if self.alarm is None else self.alarm.score(observation)
                 plan = self.action_normaliser.unnormalise(chunk.clamp(-1, 1)).cpu().numpy()
         finally:
             self.train(was_training)
         executed = plan[:, self.config.windows.executed]
-        return Prediction(executed, plan, evaluations.cpu().numpy(), trace)
+        alarm = None if self.alarm is None or score is None else score > self.alarm.threshold
+        return Prediction(executed, plan, evaluations.cpu().numpy(), trace, score, alarm)
 
     def check_observation(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The policy's streams of one observation, without batch or time.

@@ -11,6 +11,7 @@ import torch
 from ebt_policy.config import PolicyConfig, from_json, to_json
 from ebt_policy.errors import UserError
 from ebt_policy.policies import make_policy
+from ebt_policy.policies.alarm import Alarm
 from ebt_policy.policies.base import Policy
 
 CONFIG_FILE = "config.json"
@@ -57,7 +58,7 @@ def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Polic
     """Load a policy, strictly: every tensor present, none left over, every shape equal.
 
     Args:
-        folder: of :func:`save_policy`, or a training run's.
+        folder: of :func:`save_policy`, or a training run's; its alarm comes with it.
         device: where to put it.
 
     Raises:
@@ -84,6 +85,9 @@ def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Polic
         policy = make_policy(config)
         check_state(policy, tensors, str(weights_path))
         policy.load_state_dict(tensors)
+        policy.alarm = Alarm.load(folder, policy.window_features)
+        if policy.alarm is not None:
+            policy.alarm.energy.to(device)
         return policy.to(device).eval()
 
 

@@ -119,7 +119,7 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
     numbers may be followed by ``:angles=I+J`` (elements I and J are angles in radians) and
     ``:elements=I+J`` (the policy sees these alone). PushT's ``state`` has its angle marked by
     default (``state:angles=`` turns that off). Without ``keys``: PushT's ``state``, robomimic's
-    low-dimensional keys, or every key of numbers.
+    low-dimensional keys, LeRobot's ``observation.…`` or every key; images never.
 
     Raises:
         UserError: a key does not exist, is neither numbers nor an image, or an index is out of
@@ -130,7 +130,8 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
         if is_pusht:
             return {"state": PUSHT_STATE}
         low = [k for k, info in demonstrations.observations.items() if len(info.shape) <= 2]
-        chosen = [k for k in ROBOMIMIC_STREAMS if k in low] or low
+        lerobot = [k for k in low if k.startswith("observation.")]
+        chosen = [k for k in ROBOMIMIC_STREAMS if k in low] or lerobot or low
         if not chosen:
             raise UserError(f"{demonstrations.path}: only images; name those to see with --obs")
         keys = ",".join(chosen)

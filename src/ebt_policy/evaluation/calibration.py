@@ -1,0 +1,126 @@
+"""``calibrate``: an alarm for a trained policy, from its demonstrations and successful episodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ebt_policy.config import TrainingConfig, from_json
+from ebt_policy.demonstrations import Demonstrations
+from ebt_policy.energy.observation import ObservationEnergy
+from ebt_policy.errors import UserError
+from ebt_policy.evaluation.rollout import Rollout, visits
+from ebt_policy.policies.alarm import Alarm, flat
+from ebt_policy.policies.base import Policy
+from ebt_policy.policies.files import load_policy
+from ebt_policy.training.files import TRAINING_FILE
+from ebt_policy.windows.arrays import load_arrays
+from ebt_policy.windows.windows import Windows, split_episodes
+
+_LEAST_SUCCESS = 0.2
+
+
+def learn_observations(policy: Policy, windows: Windows, seed: int) -> ObservationEnergy:
+    """The energy of observations, from windows that the policy was trained on."""
+    batch = windows.gather(torch.arange(len(windows)))
+    energy = ObservationEnergy(policy.window_features)
+    energy.fit(flat(policy.normalise_observation(batch.observations)), seed)
+    return energy
+
+
+def calibrate(
+    run: Path,
+    demonstrations: Demonstrations,
+    rate: float,
+    task: str | None,
+    episodes: int,
+    seed: int,
+) -> Alarm:
+    """Make a policy's alarm and save it with the policy.
+
+    The energy of observations learns from the episodes that the policy was trained on. The
+    threshold is taken from successful episodes: of the policy in a simulated task; or, without
+    one, from the demonstrations that the policy's training held out, which a policy that strays
+    a little from what was demonstrated will exceed more often than the rate says.
+
+    Args:
+        run: folder of a training run.
+        demonstrations: those it was trained on.
+        rate: of false alarms, per successful episode.
+        task: where to roll the policy out; None for none.
+        episodes: successful ones, of the task.
+        seed: of the first start.
+
+    Raises:
+        UserError: the policy sees images, the demonstrations do not fit it, there are too few
+            episodes for the rate, or the policy hardly ever succeeds.
+    """
+    policy = load_policy(run)
+    if policy.config.cameras:
+        raise UserError(
+            f"calibrate: {run} sees images ({', '.join(policy.config.cameras)}); an alarm tells of "
+            "numbers only"
+        )
+    path = run / TRAINING_FILE
+    if not path.exists():
+        raise UserError(f"{path}: no such file; an alarm needs the folder of a training run")
+    training = from_json(TrainingConfig, path.read_text(), str(path))
+    torch.manual_seed(seed)
+    arrays = load_arrays(demonstrations, policy.config.streams)
+    parts = split_episodes(demonstrations.episodes, training.validation_share, training.seed)
+    trained, held_out = (
+        Windows(arrays, demonstrations.episode_ends, part, policy.config.windows) for part in parts
+    )
+    energy = learn_observations(policy, trained, seed)
+    unset = Alarm(energy, [0.0], 0.5, "")
+    if task is None:
+        highest = _of_held_out(policy, unset, held_out)
+        source = f"{len(highest)} held-out demonstrations of {demonstrations.path.name}"
+    else:
+        highest = _of_task(run, policy, unset, task, episodes, seed)
+        source = f"{len(highest)} successful episodes of {task} from seed {seed} on"
+    alarm = Alarm(energy, highest, rate, source)
+    alarm.save(run)
+    return alarm
+
+
+def window_scores(policy: Policy, alarm: Alarm, windows: list[dict[str, np.ndarray]]) -> np.ndarray:
+    """The alarm's score of each observation window of an episode."""
+    streams = {
+        name: torch.from_numpy(np.stack([window[name] for window in windows]))
+        for name in policy.stream_names
+    }
+    with torch.no_grad():
+        return alarm.score(policy.normalise_observation(streams))
+
+
+def _of_task(
+    run: Path, policy: Policy, alarm: Alarm, task: str, episodes: int, seed: int
+) -> list[float]:
+    highest: list[float] = []
+    tried = 0
+    with tqdm(total=episodes, desc=f"calibrate on {task}", unit="ep") as bar:
+        for visit in visits(Rollout(str(run), task), seed):
+            tried += 1
+            if visit.record.success:
+                highest.append(float(window_scores(policy, alarm, visit.windows).max()))
+                bar.update()
+            if len(highest) == episodes:
+                break
+            if tried % 100 == 0 and len(highest) < _LEAST_SUCCESS * tried:
+                raise UserError(
+                    f"calibrate: the policy succeeded in {len(highest)} of {tried} episodes of "
+                    f"{task}; it must be trained better before its alarm can be calibrated"
+                )
+    return highest
+
+
+def _of_held_out(policy: Policy, alarm: Alarm, held_out: Windows) -> list[float]:
+    batch = held_out.gather(torch.arange(len(held_out)))
+    with torch.no_grad():
+        scores = alarm.score(policy.normalise_observation(batch.observations))
+    first = held_out.first.numpy()
+    return [float(scores[first == start].max()) for start in np.unique(first)]

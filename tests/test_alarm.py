@@ -1,0 +1,155 @@
+"""The energy of observations, its conformal threshold, and the alarm of a policy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import episodes, observations, policy
+from ebt_policy import load_policy, save_policy
+from ebt_policy.demonstrations import open_demonstrations
+from ebt_policy.demonstrations.robomimic import write_robomimic
+from ebt_policy.energy.observation import ObservationEnergy
+from ebt_policy.errors import UserError
+from ebt_policy.evaluation import calibration
+from ebt_policy.evaluation.calibration import calibrate
+from ebt_policy.evaluation.rollout import EpisodeRecord, Visit
+from ebt_policy.policies.alarm import ALARM_FILE, ALARM_WEIGHTS, Alarm, conformal_threshold
+
+
+def test_the_threshold_is_exceeded_as_rarely_as_promised() -> None:
+    random = np.random.default_rng(0)
+    rates = []
+    for _ in range(400):
+        threshold = conformal_threshold(sorted(random.exponential(size=59)), 0.1)
+        rates.append(np.mean(random.exponential(size=500) > threshold))
+    assert 0.08 < np.mean(rates) <= 0.103  # (59 + 1) * 0.9 = 54 of 60 places: 0.1 at most
+    assert conformal_threshold([1.0, 2.0, 3.0], 0.25) == 3
+    with pytest.raises(UserError, match=r"3 successful episodes are too few .* it takes 19"):
+        conformal_threshold([1.0, 2.0, 3.0], 0.05)
+    with pytest.raises(UserError, match="must lie between 0 and 1"):
+        conformal_threshold([1.0], 1.0)
+
+
+def test_the_energy_of_observations_is_low_on_a_curve_and_high_off_it() -> None:
+    random = np.random.default_rng(0)
+    angle = random.uniform(0, 2 * np.pi, 2000)
+    curve = torch.tensor(np.stack([np.cos(angle), np.sin(angle), np.sin(2 * angle)], 1)).float()
+    torch.manual_seed(0)
+    energy = ObservationEnergy(3)
+    energy.fit(curve[:1000], seed=0)
+    on, off = energy(curve[1000:]), energy(curve[1000:] + 0.3 * torch.randn(1000, 3))
+    assert (off[None] > on[:, None]).float().mean() > 0.95
+    assert not any(p.requires_grad for p in energy.parameters())
+
+
+def alarmed(scores: list[float], rate: float = 0.5) -> Any:
+    made = policy()
+    torch.manual_seed(1)
+    made.alarm = Alarm(ObservationEnergy(made.window_features), scores, rate, "a test")
+    return made
+
+
+def test_a_prediction_carries_score_and_alarm_in_any_context_and_batch() -> None:
+    plain = policy().predict_chunk(observations(4))
+    assert plain.score is None
+    assert plain.alarm is None
+    made = alarmed([0.0])
+    with torch.inference_mode():
+        found = made.predict_chunk(observations(4))
+    assert found.score.shape == (4,)
+    assert found.alarm.tolist() == [True] * 4
+    one = made.predict_chunk({k: v[1:2] for k, v in observations(4).items()})
+    assert one.score == pytest.approx(found.score[1:2], rel=1e-5)
+    middle = float(np.median(found.score))
+    made.alarm = Alarm(made.alarm.energy, [middle], 0.5, "a test")
+    assert made.with_sampling(made.config.descent).predict_chunk(observations(4)).alarm.sum() == 2
+    assert made.alarm.at(0.6).threshold == middle
+
+
+def test_an_alarm_is_kept_with_its_policy_and_damage_is_named(tmp_path: Path) -> None:
+    made = alarmed([1.0, 2.0, 3.0])
+    save_policy(made, tmp_path)
+    assert load_policy(tmp_path).alarm is None
+    made.alarm.save(tmp_path)
+    loaded = load_policy(tmp_path)
+    assert loaded.alarm is not None
+    assert loaded.alarm.threshold == 2
+    before, after = made.predict_chunk(observations(3)), loaded.predict_chunk(observations(3))
+    assert before.score.tolist() == after.score.tolist()  # type: ignore[union-attr]
+    weights = (tmp_path / ALARM_WEIGHTS).read_bytes()
+    for name, content in [
+        (ALARM_WEIGHTS, weights[:100]), (ALARM_FILE, b"{"), (ALARM_FILE, b'{"rate": 0.5}'),
+    ]:  # fmt: skip
+        kept = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=r"alarm\.json: damaged, or of another policy"):
+            load_policy(tmp_path)
+        (tmp_path / name).write_bytes(kept)
+
+
+def test_calibrate_by_command_then_eval_reports_alarms(tmp_path: Path) -> None:
+    """A threshold from demonstrations; what noise on the observations then does."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ebt_policy.cli.main", *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    data, trained = str(tmp_path / "fork.hdf5"), tmp_path / "run"
+    assert run("collect", "planar/fork", "--episodes", "40", "--out", data).returncode == 0
+    result = run(
+        "train", "--data", data, "--policy", "regression", "--preset", "tiny", "--steps", "20",
+        "--out", str(trained), "--set", "training.validation_share=0.5",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    refused = run("calibrate", str(trained), "--data", data, "--false-alarms", "0.01")
+    assert "20 successful episodes are too few for a rate of 0.01" in refused.stderr
+    assert not (trained / ALARM_FILE).exists()
+    result = run("calibrate", str(trained), "--data", data)
+    assert result.returncode == 0, result.stderr
+    assert "from 20 held-out demonstrations of fork.hdf5" in result.stdout
+    result = run(
+        "eval", str(trained), "--task", "planar/fork+noise=0.2", "--episodes", "4", "--json",
+        str(tmp_path / "r.json"), "--workers", "1",
+    )  # fmt: skip
+    assert "alarm in 1.000" in result.stdout, result.stderr
+    alarms = json.loads((tmp_path / "r.json").read_text())["alarms"]
+    assert alarms["of_failures"]["episodes"] == 4
+    assert alarms["of_failures"]["rate"] == 1
+
+
+def test_calibrate_gives_up_on_a_policy_that_hardly_succeeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    windows = [
+        {name: values[0] for name, values in observations(1, seed=i).items()} for i in (0, 1)
+    ]
+
+    def made_up(share: float) -> Any:
+        return lambda *_: (
+            Visit(EpisodeRecord(i, success=i % 100 < 100 * share), windows) for i in range(10**6)
+        )
+
+    monkeypatch.setattr(calibration, "visits", made_up(0.1))
+    with pytest.raises(UserError, match=r"succeeded in 10 of 100 episodes of a task"):
+        calibration._of_task(Path(), policy(), alarmed([0.0]).alarm, "a task", 50, 0)
+    monkeypatch.setattr(calibration, "visits", made_up(0.5))
+    found = calibration._of_task(Path(), policy(), alarmed([0.0]).alarm, "a task", 60, 0)
+    assert len(found) == 60
+    both = alarmed([0.0]).predict_chunk(observations(1, seed=0)).score.tolist()
+    assert found[0] >= both[0]
+
+
+def test_calibrate_needs_the_demonstrations_of_the_policy(tmp_path: Path) -> None:
+    save_policy(policy(), tmp_path / "saved")
+    write_robomimic(tmp_path / "data.hdf5", episodes([10, 12]), "point", {})
+    opened = open_demonstrations(tmp_path / "data.hdf5")
+    with pytest.raises(UserError, match=r"training\.json: no such file"):
+        calibrate(tmp_path / "saved", opened, 0.05, None, 10, 0)
