@@ -25,6 +25,11 @@ class OnnxPolicy:
         )
         properties = self.session.get_modelmeta().custom_metadata_map
         self.about = json.loads(properties["ebt_policy"])
+        # Images are uint8, all else is float32.
+        self.types = {
+            given.name: np.uint8 if given.type == "tensor(uint8)" else np.float32
+            for given in self.session.get_inputs()
+        }
         self.random = np.random.default_rng(seed)
         self.reset()
 
@@ -39,7 +44,7 @@ class OnnxPolicy:
             first = [self.window[0]] * (self.about["observation_steps"] - len(self.window))
             steps = [*first, *self.window]
             inputs = {
-                name: np.stack([step[name] for step in steps])[None].astype(np.float32)
+                name: np.stack([step[name] for step in steps])[None].astype(self.types[name])
                 for name in self.about["streams"]
             }
             for name, shape in self.about["draws"].items():

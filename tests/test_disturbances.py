@@ -24,6 +24,14 @@ def roll(name: str, seed: int = 0, steps: int = 6) -> np.ndarray:
     return np.array(states)
 
 
+def test_noise_is_on_numbers_and_cameras_are_those_of_the_task() -> None:
+    still, loud = make_task("pusht").make(), make_task("pusht+noise=5").make()
+    still.cameras = loud.cameras = {"img": (24, 24)}
+    seen, noisy = still.reset(0), loud.reset(0)
+    assert (seen["img"] == noisy["img"]).all()
+    assert (seen["state"] != noisy["state"]).all()
+
+
 def test_noise_is_of_its_strength_and_of_the_seed() -> None:
     quiet = roll("planar/fork")
     loud = roll("planar/fork+noise=0.01")

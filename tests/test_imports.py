@@ -64,7 +64,7 @@ class Blocked:
         if not top.startswith("_") and top in {
             "accelerate", "av", "beartype", "diffusers", "gymnasium", "h5py", "imageio_ffmpeg",
             "jaxtyping", "matplotlib", "metaworld", "msgpack", "mujoco", "pyarrow",
-            "safetensors", "tensorboard", "tqdm", "websockets", "zarr",
+            "safetensors", "tensorboard", "tqdm", "transformers", "websockets", "zarr",
         }:
             raise ImportError(f"{top} is blocked")
 
@@ -73,12 +73,14 @@ import torch
 from ebt_policy import PRESETS, Batch, PolicyConfig, StreamConfig, make_policy
 
 policy = make_policy(PolicyConfig(
-    policy="ebt", streams={"state": StreamConfig((3,))}, action_dim=2,
-    network=PRESETS["tiny"].network,
+    policy="ebt", action_dim=2, network=PRESETS["tiny"].network,
+    streams={"state": StreamConfig((3,)), "camera": StreamConfig((16, 20, 3), kind="image")},
 ))
-batch = Batch({"state": torch.zeros(4, 2, 3)}, torch.zeros(4, 16, 2), torch.ones(4, 16) > 0)
-policy(batch).backward()
-assert policy.predict_chunk({"state": torch.zeros(4, 2, 3)}).actions.shape == (4, 8, 2)
+seen = {
+    "state": torch.zeros(4, 2, 3), "camera": torch.zeros(4, 2, 16, 20, 3, dtype=torch.uint8)
+}
+policy(Batch(seen, torch.zeros(4, 16, 2), torch.ones(4, 16) > 0)).backward()
+assert policy.predict_chunk(seen).actions.shape == (4, 8, 2)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

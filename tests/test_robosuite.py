@@ -83,6 +83,32 @@ def test_frames_are_real_upright_and_change() -> None:
     environment.close()
 
 
+@pytest.mark.parametrize("name", ["Lift", "PickPlaceCan"])
+def test_cameras_show_the_present_alike_in_all_environments(name: str) -> None:
+    task = make_task(f"robosuite/{name}")
+    sizes = {"agentview_image": (84, 84), "robot0_eye_in_hand_image": (60, 84)}
+    one, other = task.make(), task.make()
+    assert not sizes.keys() & one.reset(3).keys()
+    one.cameras = other.cameras = sizes
+    first, again = one.reset(3), other.reset(3)
+    for camera, size in sizes.items():
+        assert first[camera].shape == (*size, 3)
+        assert first[camera].dtype == np.uint8
+        assert first[camera].std() > 5
+        assert (first[camera] == again[camera]).all()
+    moved = other.step(np.full(7, 0.5)).observation
+    film = other.render()
+    one.close()
+    del one
+    gc.collect()
+    again = other.reset(3)
+    for camera in sizes:
+        assert (moved[camera] != first[camera]).mean() > 0.005
+        assert (again[camera] == first[camera]).all()
+    assert film.shape == (240, 320, 3)
+    other.close()
+
+
 @cache
 def demonstrations(name: str, episodes: int) -> tuple[Task, tuple[Episode, ...]]:
     task = make_task(f"robosuite/{name}")
@@ -184,6 +210,18 @@ def test_what_was_collected_can_be_trained_on(tmp_path: Path) -> None:
     assert opened.rate == 20
     assert opened.action_bounds == (-1, 1)
     assert tuple(choose_streams(opened, None)) == ROBOMIMIC_STREAMS
+
+
+def test_images_are_collected_on_demand(tmp_path: Path) -> None:
+    task = make_task("robosuite/Lift")
+    (made,) = collect(task, 1, seed=0, progress=False, cameras={"agentview_image": (24, 24)})
+    file = tmp_path / "lift.hdf5"
+    write_robomimic(file, [made], task.name, {"control_freq": task.rate})
+    opened = open_demonstrations(file)
+    assert choose_streams(opened, "agentview_image")["agentview_image"].kind == "image"
+    assert opened.read("agentview_image", 0, 5).dtype == np.uint8
+    with pytest.raises(UserError, match="no camera 'agentview'; there are agentview_image, robot0"):
+        collect(task, 1, seed=0, cameras={"agentview": (24, 24)})
 
 
 def test_unknown_names_are_named() -> None:

@@ -9,7 +9,7 @@ from ebt_policy.errors import UserError
 from ebt_policy.tasks import Environment, make_task
 from ebt_policy.tasks.collection import collect
 from ebt_policy.tasks.planar import RADIUS, ROUTES, TOP_SPEED
-from ebt_policy.tasks.pusht import keypoints
+from ebt_policy.tasks.pusht import PushTEnvironment, keypoints
 
 TASKS = ["planar/fork", "pusht", "metaworld/pick-place", "gym:toy_gym:PointReach-v0"]
 
@@ -60,6 +60,38 @@ def test_pusht_scores_coverage_over_0_95() -> None:
     outcome = environment.step(np.array([1000.0, -50.0]))  # beyond the table: clipped, not an error
     assert 0 <= outcome.score < 1
     assert not outcome.success
+    environment.close()
+
+
+# Mean colours of a recorded frame of the published data, 6 x 6 parts of 16 x 16 pixels: those of
+# its rows 2 to 4 that are not all but white, and the state (agent, block, angle) it shows.
+RECORDED_STATE = np.array([263.8435, 320.9947, 319.4067, 291.5469, 0.3105521])
+RECORDED_FRAME = {
+    (2, 2): (233, 252, 233), (3, 2): (199, 244, 201), (3, 3): (177, 194, 211),
+    (3, 4): (235, 238, 241), (4, 3): (213, 220, 226),
+}  # fmt: skip
+
+
+def test_pusht_draws_what_was_recorded() -> None:
+    environment = make_task("pusht").make()
+    assert isinstance(environment, PushTEnvironment)
+    assert "img" not in environment.reset(0)
+    environment.cameras = {"img": (96, 96)}
+    environment.reset(0)
+    inner = environment._environment
+    inner.agent.position = RECORDED_STATE[:2].tolist()
+    inner.block.angle = RECORDED_STATE[4]  # before the position, which it would move
+    inner.block.position = RECORDED_STATE[2:4].tolist()
+    for body in (inner.agent, inner.block):
+        inner.space.reindex_shapes_for_body(body)
+    image = environment._observe(RECORDED_STATE)["img"]
+    assert image.shape == (96, 96, 3)
+    assert image.dtype == np.uint8
+    coarse = image.reshape(6, 16, 6, 16, 3).mean((1, 3))
+    for row in range(6):
+        for column in range(6):
+            expected = RECORDED_FRAME.get((row, column), (254, 254, 254))
+            assert coarse[row, column] == pytest.approx(expected, abs=3), (row, column)
     environment.close()
 
 

@@ -168,10 +168,10 @@ def test_default_streams(tmp_path: Path, hdf5: Path) -> None:
         "state": StreamConfig((5,), angles=(0, 4)),
     }
     for keys, message in [
-        ("img", "is an image"),
+        ("img:angles=0", "is an image"),
         ("nothing", "no observation key 'nothing'"),
         ("state:angles=5", "has 5 elements"),
-        ("state:degrees=4", "write KEY or KEY:angles"),
+        ("state:degrees=4", "write KEY, KEY:angles"),
     ]:
         with pytest.raises(UserError, match=message):
             choose_streams(pusht, keys)

@@ -22,6 +22,8 @@ EnergyForm = Literal["residual", "scalar"]
 ObjectiveName = Literal["basin", "equilibrium", "unrolled"]
 StepRule = Literal["fixed", "energy"]
 StartName = Literal["proposal", "noise"]
+StreamKind = Literal["numbers", "image"]
+ImageEncoderName = Literal["conv", "resnet18", "pretrained"]
 
 
 def _check(config: Any, names: str, above: int | None = None, least: int | None = None) -> None:
@@ -44,21 +46,43 @@ class StreamConfig:
     """One named observation stream, as it stands in the demonstrations.
 
     Attributes:
-        shape: shape of one observation of this stream, without batch or time.
+        shape: shape of one observation of this stream, without batch or time; (H, W, 3) of an
+            image, whose values are RGB in uint8.
         angles: indices (into the flattened stream) of angles in radians. Each is replaced
             by its sine and cosine, because an angle that wraps is not a number line.
+        elements: indices (into the flattened stream) that the policy sees; None is all.
+        kind: numbers, or an image.
     """
 
     shape: tuple[int, ...]
     angles: tuple[int, ...] = ()
+    elements: tuple[int, ...] | None = None
+    kind: StreamKind = "numbers"
+
+    def __post_init__(self) -> None:
+        if self.kind == "image":
+            if not is_image(self.shape):
+                raise UserError(f"stream: shape {self.shape} is no image; expected (H, W, 3)")
+            if self.angles or self.elements is not None:
+                raise UserError("stream: angles and elements are for numbers, not for an image")
+        elif unseen := sorted(set(self.angles) - set(self.seen)):
+            raise UserError(f"stream: the angle {unseen[0]} is not among the elements {self.seen}")
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """Indices (into the flattened stream of numbers) that the policy sees."""
+        return self.elements if self.elements is not None else tuple(range(math.prod(self.shape)))
 
     @property
     def features(self) -> int:
-        """Number of features after flattening and the sine-cosine transform."""
-        size = 1
-        for extent in self.shape:
-            size *= extent
-        return size + len(self.angles)
+        """Number of features of a stream of numbers after the sine-cosine transform."""
+        assert self.kind == "numbers"
+        return len(self.seen) + len(self.angles)
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether an observation of this shape is an RGB image."""
+    return len(shape) == 3 and shape[-1] == 3
 
 
 @dataclass(frozen=True)
@@ -114,6 +138,51 @@ class NetworkConfig:
         if not 0 <= self.attention_dropout < 1:
             raise UserError(
                 f"network.attention_dropout = {self.attention_dropout}: it must lie in [0, 1)"
+            )
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """How image streams are prepared (``windows/images.py``) and encoded (``energy/vision.py``).
+
+    Attributes:
+        encoder: ``conv`` is small enough for a CPU, ``resnet18`` is Diffusion Policy's choice,
+            ``pretrained`` a vision transformer of the package ``transformers``.
+        keypoints: of the spatial softmax, per camera.
+        shared: one backbone for all cameras instead of one each.
+        crop: share of height and width that is seen: a random part in training, the middle in
+            acting.
+        jitter: in training each colour's gain and offset change by up to this share of its range.
+        pretrained: hub name or folder of a ``pretrained`` backbone.
+        architecture: of that backbone, as ``transformers`` describes it: a saved policy needs
+            neither the hub nor the folder. Read from there by ``train``.
+        pixels: side of the picture that a ``pretrained`` backbone is shown.
+        frozen: a ``pretrained`` backbone is not trained further.
+    """
+
+    encoder: ImageEncoderName = "conv"
+    keypoints: int = 32
+    shared: bool = False
+    crop: float = 0.9
+    jitter: float = 0.1
+    pretrained: str | None = None
+    architecture: dict[str, Any] | None = None
+    pixels: int = 224
+    frozen: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self, "keypoints pixels", least=1)
+        _check(self, "jitter", least=0)
+        if not 0 < self.crop <= 1:
+            raise UserError(f"vision.crop = {self.crop}: it must lie in (0, 1]")
+        is_pretrained = self.encoder == "pretrained"
+        if any(
+            (given is not None) != is_pretrained for given in (self.pretrained, self.architecture)
+        ):
+            raise UserError(
+                f"vision.encoder = {self.encoder} with vision.pretrained = {self.pretrained}: a "
+                "pretrained encoder, and no other, has a hub name or folder and the architecture "
+                "read there; train --encoder NAME sets all three"
             )
 
 
@@ -320,6 +389,7 @@ class PolicyConfig:
     action_dim: int
     network: NetworkConfig
     windows: WindowConfig = field(default_factory=WindowConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
     form: EnergyForm = "residual"
     objective: ObjectiveName = "basin"
     basin: BasinConfig = field(default_factory=BasinConfig)
@@ -345,6 +415,11 @@ class PolicyConfig:
             policy, streams, action_dim, PRESETS[preset].network, objective=objective,
             form=FORM_DEFAULTS[objective], descent=DESCENT_DEFAULTS[objective],
         )  # fmt: skip
+
+    @property
+    def cameras(self) -> dict[str, tuple[int, int]]:
+        """Height and width of every image stream."""
+        return {n: (s.shape[0], s.shape[1]) for n, s in self.streams.items() if s.kind == "image"}
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -535,6 +610,8 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
 
 def _convert(kind: Any, value: Any, source: str) -> Any:
     """Convert parsed JSON to a type of the configuration."""
+    if kind is Any:
+        return value
     origin = typing.get_origin(kind)
     arguments = typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):

@@ -20,7 +20,8 @@ from ebt_policy.errors import UserError
 EXTRAS = {
     "accelerate": "train", "av": "lerobot", "diffusers": "baselines", "h5py": "data",
     "imageio_ffmpeg": "report", "matplotlib": "report", "msgpack": "serve", "PIL": "lerobot",
-    "pyarrow": "lerobot", "tensorboard": "train", "websockets": "serve", "zarr": "data",
+    "pyarrow": "lerobot", "tensorboard": "train", "transformers": "vision", "websockets": "serve",
+    "zarr": "data",
 }  # fmt: skip
 # What another option decides, together with the settings that belong to it.
 _OWN_OPTION = {"policy": "--policy", "objective": "--objective", "streams": "--obs"}
@@ -118,6 +119,13 @@ def build_parser() -> argparse.ArgumentParser:
     collect.add_argument("--episodes", metavar="N", type=int, required=True)
     collect.add_argument("--out", metavar="FILE", required=True, help="HDF5 file to write")
     collect.add_argument("--seed", metavar="S", type=int, default=0, help="of the first start")
+    collect.add_argument(
+        "--cameras", metavar="NAMES",
+        help="images to record, comma-separated, e.g. agentview_image,robot0_eye_in_hand_image",
+    )  # fmt: skip
+    collect.add_argument(
+        "--size", metavar="N", type=_count, default=84, help="their height and width (default: 84)"
+    )
 
     train = _command(
         commands, "train", _train, "train a policy on demonstrations",
@@ -137,7 +145,13 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     train.add_argument(
         "--obs", metavar="KEYS",
-        help="observation keys, comma-separated; KEY:angles=I+J marks angles in radians",
+        help="observation keys, comma-separated, images among them; KEY:angles=I+J marks angles in "
+        "radians, KEY:elements=I+J leaves out all others",
+    )  # fmt: skip
+    train.add_argument(
+        "--encoder", metavar="NAME",
+        help="of images: conv (default), resnet18, or a vision transformer of the package "
+        "transformers by hub name or folder, e.g. facebook/dinov2-small",
     )  # fmt: skip
     train.add_argument("--seed", metavar="S", type=int, default=0)
     length = train.add_mutually_exclusive_group(required=True)
@@ -510,7 +524,9 @@ def _collect(options: argparse.Namespace) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
-    episodes = collect(task, options.episodes, options.seed)
+    names = options.cameras.split(",") if options.cameras else []
+    cameras = {name.strip(): (options.size, options.size) for name in names}
+    episodes = collect(task, options.episodes, options.seed, cameras=cameras)
     kwargs: dict[str, Any] = {"control_freq": task.rate}
     if task.action_bounds is not None:
         kwargs["action_bounds"] = task.action_bounds
@@ -520,6 +536,7 @@ def _collect(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from ebt_policy.demonstrations import open_demonstrations
+    from ebt_policy.energy.vision import make_vision
     from ebt_policy.training.trainer import train
     from ebt_policy.windows.windows import choose_streams
 
@@ -533,14 +550,19 @@ def _train(options: argparse.Namespace) -> None:
             raise UserError(f"--set {text}: the demonstrations decide the action dimension")
     demonstrations = open_demonstrations(options.data, options.filter)
     preset = PRESETS[options.preset]
+    policy_config = PolicyConfig.of_preset(
+        options.preset,
+        options.policy,
+        choose_streams(demonstrations, options.obs),
+        demonstrations.actions.shape[0],
+        options.objective or PolicyConfig.objective,
+    )
+    if options.encoder is not None:
+        if not policy_config.cameras:
+            raise UserError(f"--encoder {options.encoder}: there is no image among the --obs keys")
+        policy_config = dataclasses.replace(policy_config, vision=make_vision(options.encoder))
     policy_config = settings.override(
-        PolicyConfig.of_preset(
-            options.preset,
-            options.policy,
-            choose_streams(demonstrations, options.obs),
-            demonstrations.actions.shape[0],
-            options.objective or PolicyConfig.objective,
-        ),
+        policy_config,
         [text for text in options.set if not text.startswith("training.")],
     )
     training_config = TrainingConfig(

@@ -46,7 +46,7 @@ class EnergyModel(nn.Module):
         )  # fmt: skip
         self.ways = Ways(config) if has_ways else None
 
-    def remember(self, observation: dict[str, Float[Tensor, "b s _"]]) -> Memory:
+    def remember(self, observation: dict[str, Float[Tensor, "b s ..."]]) -> Memory:
         """Encode an observation once; the result serves any number of energy evaluations."""
         return self.network.remember(observation)
 

@@ -135,15 +135,14 @@ class Network(nn.Module):
         self, config: PolicyConfig, levels: bool, extra_outputs: int = 0, empty: bool = False
     ) -> None:
         super().__init__()
-        features = {name: stream.features for name, stream in config.streams.items()}
         windows = config.windows
-        self.encoder = ObservationEncoder(features, windows.observation_steps, config.network)
+        self.encoder = ObservationEncoder(config)
         self.transformer = ActionTransformer(
             config.network, windows.observation_steps, windows.horizon, config.action_dim, levels,
             extra_outputs, empty,
         )  # fmt: skip
 
-    def remember(self, observation: dict[str, Float[Tensor, "b s _"]]) -> Memory:
+    def remember(self, observation: dict[str, Float[Tensor, "b s ..."]]) -> Memory:
         """Encode normalised observation streams, once for all uses of the chunk."""
         return self.transformer.remember(self.encoder(observation))
 

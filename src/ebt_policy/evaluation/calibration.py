@@ -55,11 +55,16 @@ def calibrate(
         seed: of the first start.
 
     Raises:
-        UserError: the demonstrations do not fit the policy, there are too few episodes for the
-            rate, or the policy hardly ever succeeds.
+        UserError: the policy sees images, the demonstrations do not fit it, there are too few
+            episodes for the rate, or the policy hardly ever succeeds.
     """
     torch.set_num_threads(1)  # small products, which more threads only slow down
     policy = load_policy(run)
+    if policy.config.cameras:
+        raise UserError(
+            f"calibrate: {run} sees images ({', '.join(policy.config.cameras)}); an alarm tells of "
+            "numbers only"
+        )
     path = run / TRAINING_FILE
     if not path.exists():
         raise UserError(f"{path}: no such file; an alarm needs the folder of a training run")

@@ -7,10 +7,12 @@ episode has its own generator for starts and noise. Workers only share out whole
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import math
 import multiprocessing
 import time
+import zlib
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -123,12 +125,14 @@ class _Worker:
             video = VideoWriter(Path(self.rollout.video), self.task.rate)
             film = seeds.index(self.rollout.film_seed)
         policy, windows = self.policy, self.policy.config.windows
+        cameras = {n: s for n, s in policy.config.cameras.items() if n in self.task.cameras}
         records = [EpisodeRecord(seed) for seed in seeds]
         group = _Group(records, [[] for _ in seeds[:kept]])
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         seen: list[deque] = []
         for environment, seed in zip(self.environments, seeds, strict=False):
             began = time.perf_counter()
+            environment.cameras = cameras
             first = environment.reset(seed)
             group.simulation_seconds += time.perf_counter() - began
             try:
@@ -166,10 +170,13 @@ class _Worker:
                     record.novelty.append(float(prediction.score[row]))
                     record.alarm = bool(record.alarm) or bool(prediction.alarm[row])
                 before = seen[i][-1]
-                for action in prediction.actions[row]:
+                for k, action in enumerate(prediction.actions[row]):
                     if video is not None and i == film:
                         video.frame(self.environments[i], record.steps)
                     began = time.perf_counter()
+                    # Only what is still in the window at the end of the chunk will be looked at.
+                    is_seen = k >= windows.action_steps - windows.observation_steps
+                    self.environments[i].cameras = cameras if is_seen else {}
                     outcome = self.environments[i].step(action)
                     group.simulation_seconds += time.perf_counter() - began
                     seen[i].append(outcome.observation)
@@ -348,10 +355,27 @@ def _moments(windows: list[dict[str, np.ndarray]], policy: Policy) -> list[dict[
     return [
         {
             "step": int(i) * policy.config.windows.action_steps,
-            "observation": {name: values.tolist() for name, values in windows[i].items()},
+            "observation": {name: _to_json(values) for name, values in windows[i].items()},
         }
         for i in chosen
     ]
+
+
+def _to_json(values: np.ndarray) -> Any:
+    """Numbers as lists; images, which would be long ones, as compressed bytes in base64."""
+    if values.dtype != np.uint8:
+        return values.tolist()
+    packed = base64.b64encode(zlib.compress(values.tobytes())).decode()
+    return {"shape": values.shape, "uint8": packed}
+
+
+def observed(moment: dict[str, Any], stream: str) -> np.ndarray:
+    """A stream of a moment in a result, as the policy was given it: (To, *shape)."""
+    values = moment["observation"][stream]
+    if isinstance(values, dict):
+        raw = zlib.decompress(base64.b64decode(values["uint8"]))
+        return np.frombuffer(raw, np.uint8).reshape(values["shape"])
+    return np.array(values, np.float32)
 
 
 def _of_policy(policy: Policy, rollout: Rollout) -> dict[str, Any]:

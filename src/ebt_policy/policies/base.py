@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace
 from ebt_policy.energy.model import EnergyModel
+from ebt_policy.energy.pretrained import PretrainedBackbone
 from ebt_policy.energy.transformer import Memory, Network
 from ebt_policy.errors import UserError
 from ebt_policy.policies.alarm import Alarm
-from ebt_policy.shapes import Bool, Float, Int
+from ebt_policy.shapes import Bool, Float, Int, Shaped
 from ebt_policy.windows.batch import Batch
+from ebt_policy.windows.images import ImageNormaliser, to_uint8
 from ebt_policy.windows.normaliser import Normaliser
 
 _FIT_STEPS = 2**16  # looked at at once
@@ -74,7 +76,10 @@ class Policy(nn.Module):
         self.action_normaliser = Normaliser(config.action_dim)
         self.stream_names = sorted(config.streams)
         self.stream_normalisers = nn.ModuleList(
-            Normaliser(config.streams[name].features) for name in self.stream_names
+            ImageNormaliser(config.streams[name].shape, config.vision)
+            if name in config.cameras
+            else Normaliser(config.streams[name].features)
+            for name in self.stream_names
         )
         self.reset()
 
@@ -132,14 +137,24 @@ class Policy(nn.Module):
 
     # -- learning ------------------------------------------------------------------------
 
+    def load_pretrained(self) -> None:
+        """Take the weights of pretrained backbones from the hub or their folder, if there are any.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        for part in self.modules():
+            if isinstance(part, PretrainedBackbone):
+                part.load()
+
     def fit_normalisers(
         self,
-        streams: Mapping[str, Float[np.ndarray, "n ..."]],
+        streams: Mapping[str, Shaped[np.ndarray, "n ..."]],
         actions: Float[np.ndarray, "n a"],
         steps: Int[np.ndarray, k],
         source: str,
     ) -> None:
-        """Take the ranges of every stream and of the actions from all training steps.
+        """Take the ranges of every number stream and of the actions from all training steps.
 
         Args:
             streams: all steps, in the units of the demonstrations.
@@ -152,6 +167,8 @@ class Policy(nn.Module):
         """
         parts = np.array_split(steps, math.ceil(len(steps) / _FIT_STEPS))
         for name, normaliser in self._named_normalisers():
+            if isinstance(normaliser, ImageNormaliser):
+                continue
             values = (torch.from_numpy(streams[name][part].astype(np.float32)) for part in parts)
             features = (self._features(name, part).numpy() for part in values)
             normaliser.fit(features, f"{source}: observation {name!r}")
@@ -169,30 +186,38 @@ class Policy(nn.Module):
         return (errors * batch.valid[..., None]).mean()
 
     def normalise_observation(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Raw streams (b, To, *shape) to normalised features (b, To, features)."""
-        return {
-            name: normaliser.normalise(self._features(name, observations[name]))
-            for name, normaliser in self._named_normalisers()
-        }
+        """Raw streams (b, To, *shape) to what the network sees, all of it about in [-1, 1].
 
-    def _named_normalisers(self) -> list[tuple[str, Normaliser]]:
-        normalisers = cast(list[Normaliser], list(self.stream_normalisers))
+        Returns:
+            Features (b, To, features) of numbers, pictures (b, To, 3, h, w) of images.
+        """
+        normalised = {}
+        for name, normaliser in self._named_normalisers():
+            values = observations[name]
+            if isinstance(normaliser, Normaliser):
+                values = self._features(name, values)
+            normalised[name] = normaliser.normalise(values)
+        return normalised
+
+    def _named_normalisers(self) -> list[tuple[str, Normaliser | ImageNormaliser]]:
+        normalisers = cast(list[Normaliser | ImageNormaliser], list(self.stream_normalisers))
         return list(zip(self.stream_names, normalisers, strict=True))
 
     def _features(self, name: str, values: Tensor) -> Tensor:
-        """Flatten a stream and replace its angles by sine and cosine."""
+        """Flatten a stream of numbers, replace its angles by sine and cosine, drop the unseen."""
         stream = self.config.streams[name]
         flat = values.reshape(*values.shape[: values.ndim - len(stream.shape)], -1)
-        if not stream.angles:
+        if not stream.angles and stream.elements is None:
             return flat
         angles = flat[..., list(stream.angles)]
-        keep = [i for i in range(flat.shape[-1]) if i not in stream.angles]
+        keep = [i for i in stream.seen if i not in stream.angles]
         return torch.cat([flat[..., keep], angles.sin(), angles.cos()], dim=-1)
 
     @property
     def window_features(self) -> int:
-        """Numbers of a whole observation window, after the sine-cosine transform."""
-        each = sum(stream.features for stream in self.config.streams.values())
+        """Numbers of a whole observation window, after the sine-cosine transform; no images."""
+        streams = self.config.streams.values()
+        each = sum(stream.features for stream in streams if stream.kind == "numbers")
         return self.config.windows.observation_steps * each
 
     def zero_chunk(self, memory: Memory) -> Float[Tensor, "b t a"]:
@@ -302,17 +327,21 @@ class Policy(nn.Module):
         return Prediction(executed, plan, evaluations.cpu().numpy(), trace, score, alarm)
 
     def check_observation(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The policy's streams of one observation, without batch or time, as float32.
+        """The policy's streams of one observation, without batch or time.
+
+        Returns:
+            Numbers as float32, images as uint8.
 
         Raises:
-            UserError: a stream is missing, has another shape, or is not finite.
+            UserError: a stream is missing, has another shape, is not finite, or is an image of
+                other values than whole numbers from 0 to 255.
         """
         return {name: self._checked(name, observation, ()) for name in self.stream_names}
 
     def _checked(
         self, name: str, observation: Mapping[str, Any], leading: tuple[int | None, ...]
     ) -> np.ndarray:
-        """One stream as a float32 array, with its presence, shape and values checked."""
+        """One stream as an array, with its presence, shape and values checked."""
         if name not in observation:
             raise UserError(
                 f"observation has no stream {name!r} (it has {', '.join(sorted(observation))}); "
@@ -320,8 +349,10 @@ class Policy(nn.Module):
             )
         value = observation[name]
         if isinstance(value, Tensor):
-            value = value.detach().float().cpu().numpy()
-        array = np.asarray(value, dtype=np.float32)
+            value = value.detach().cpu()
+            value = (value.float() if value.is_floating_point() else value).numpy()
+        is_image = name in self.config.cameras
+        array = np.asarray(value, dtype=None if is_image else np.float32)
         expected = (*leading, *self.config.streams[name].shape)
         fits = len(array.shape) == len(expected) and all(
             want is None or want == got for want, got in zip(expected, array.shape, strict=True)
@@ -329,6 +360,14 @@ class Policy(nn.Module):
         if not fits:
             shown = tuple("batch" if extent is None else extent for extent in expected)
             raise UserError(f"observation {name!r} has shape {array.shape}, expected {shown}")
+        if is_image:
+            image, bad = to_uint8(array)
+            if bad is not None:
+                raise UserError(
+                    f"observation {name!r} holds {array[bad]}; an image is uint8, or whole numbers "
+                    "from 0 to 255"
+                )
+            return image
         if not np.isfinite(array).all():
             raise UserError(f"observation {name!r} holds {array[~np.isfinite(array)][0]}")
         return array

@@ -59,7 +59,8 @@ class _Asked(Draws):
 def export_onnx(policy: Policy, path: Path) -> dict[str, Any]:
     """Write a policy as ONNX and check the file against the policy in onnxruntime.
 
-    Inputs are the observation windows (1, To, *shape) under the streams' names and ``draw_0`` …;
+    Inputs are the observation windows (1, To, *shape) under the streams' names, uint8 of images
+    and float32 of numbers, and ``draw_0`` …;
     outputs ``actions`` (1, Ta, A), ``plan`` (1, T, A) and, for an energy policy, ``energy`` (1,).
 
     Args:
@@ -82,7 +83,16 @@ def export_onnx(policy: Policy, path: Path) -> dict[str, Any]:
     windows = policy.config.windows
     random = torch.Generator().manual_seed(0)
     shapes = {n: (1, windows.observation_steps, *s.shape) for n, s in policy.config.streams.items()}
-    streams = [torch.randn(shapes[name], generator=random) for name in policy.stream_names]
+
+    def observed() -> list[Tensor]:
+        return [
+            torch.randint(256, shapes[name], generator=random, dtype=torch.uint8)
+            if name in policy.config.cameras
+            else torch.randn(shapes[name], generator=random)
+            for name in policy.stream_names
+        ]
+
+    streams = observed()
     with torch.no_grad():
         asked = _Asked()
         policy.sample(
@@ -109,7 +119,7 @@ def export_onnx(policy: Policy, path: Path) -> dict[str, Any]:
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     worst = 0.0
     for _ in range(3):
-        streams = [torch.randn(values.shape, generator=random) for values in streams]
+        streams = observed()
         draws = [torch.randn(values.shape, generator=random) for values in draws]
         with torch.no_grad():
             expected = module(streams, draws)
@@ -178,6 +188,8 @@ def check_exportable(config: PolicyConfig) -> None:
     Raises:
         UserError: names the setting that prevents it.
     """
+    if config.cameras and config.vision.encoder == "pretrained":
+        raise UserError("export: pretrained image encoders are not exported; conv and resnet18 are")
     if config.policy in ("diffusion", "ibc"):
         raise UserError(
             f"export: --policy {config.policy} is not exported; ebt, flow, mip and regression are"

@@ -8,12 +8,14 @@ import html
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 from ebt_policy.config import DescentConfig
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.results import RESULTS_FOLDER, read_results
+from ebt_policy.evaluation.rollout import observed
 from ebt_policy.policies.ebt import EnergyPolicy
 from ebt_policy.policies.files import load_policy, replace_file
 from ebt_policy.report import figures
@@ -144,7 +146,7 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
         raise UserError(f"{run}: its results are of an energy policy, its config.json is not")
     moments = result["moments"]
     streams = {
-        name: torch.tensor([moment["observation"][name] for moment in moments])
+        name: torch.from_numpy(np.stack([observed(moment, name) for moment in moments]))
         for name in policy.stream_names
     }
     shown = result["settings"]["descent"]["steps"]

@@ -10,7 +10,7 @@ import torch
 
 from ebt_policy.errors import UserError
 from ebt_policy.policies.base import Policy
-from ebt_policy.shapes import Float
+from ebt_policy.shapes import Shaped
 
 PREFIX = "observation/"
 
@@ -79,7 +79,7 @@ class Episode:
         if last is not None:
             self.last_action = last
 
-    def window(self) -> dict[str, Float[np.ndarray, "1 to ..."]]:
+    def window(self) -> dict[str, Shaped[np.ndarray, "1 to ..."]]:
         """The policy's streams as a batch of one."""
         return {
             name: np.stack([step[name] for step in self._window])[None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,15 @@ class Grasping(ABC):
 
 
 class Environment(ABC):
-    """One simulated (or real) scene. The same seed gives the same start, always."""
+    """One simulated (or real) scene. The same seed gives the same start, always.
+
+    Attributes:
+        cameras: height and width of the image streams that observations shall have from now on,
+            among those that the task renders on demand. Rendering takes time: it is done for
+            those who look.
+    """
+
+    cameras: Mapping[str, tuple[int, int]] = MappingProxyType({})
 
     @abstractmethod
     def reset(self, seed: int) -> Observation:
@@ -114,6 +123,7 @@ class Task:
         summarise: from every episode's facts to further keys of an evaluation's result.
         describe: in a few words what the robot did between two observations, where that can be
             told from them.
+        cameras: image streams that its environments render on demand.
         may_be_shown: from a success's facts whether it is fit to be a demonstration, where not
             all are, for instance because the robot failed at first and tried again.
     """
@@ -127,6 +137,7 @@ class Task:
     action_bounds: tuple[float, float] | None = None
     summarise: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
     describe: Callable[[Observation, Observation], str] | None = None
+    cameras: tuple[str, ...] = ()
     may_be_shown: Callable[[dict[str, Any]], bool] | None = None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from tqdm import tqdm
 
@@ -10,7 +12,13 @@ from ebt_policy.errors import UserError
 from ebt_policy.tasks.base import Environment, Observation, Task
 
 
-def collect(task: Task, episodes: int, seed: int, progress: bool = True) -> list[Episode]:
+def collect(
+    task: Task,
+    episodes: int,
+    seed: int,
+    progress: bool = True,
+    cameras: Mapping[str, tuple[int, int]] | None = None,
+) -> list[Episode]:
     """Run the expert from the starts ``seed, seed + 1, …`` until enough have succeeded.
 
     Actions are recorded as they were executed (clipped), observations before their action;
@@ -22,15 +30,21 @@ def collect(task: Task, episodes: int, seed: int, progress: bool = True) -> list
         episodes: how many successes to keep.
         seed: of the first start.
         progress: show a progress bar with the expert's success rate.
+        cameras: height and width of the images that are recorded, by stream.
 
     Raises:
-        UserError: the task has no expert, or the expert keeps failing.
+        UserError: the task has no expert or not this camera, or the expert keeps failing.
     """
     if task.make_expert is None:
         raise UserError(f"collect {task.name}: this task has no scripted expert")
     if episodes < 1:
         raise UserError(f"--episodes {episodes}: at least one is needed")
+    for name in cameras or {}:
+        if name not in task.cameras:
+            there = f"there are {', '.join(task.cameras)}" if task.cameras else "it has none"
+            raise UserError(f"collect {task.name}: no camera {name!r}; {there}")
     environment = task.make()
+    environment.cameras = cameras or {}
     kept: list[Episode] = []
     tried = 0
     with tqdm(total=episodes, desc=f"collect {task.name}", unit="ep", disable=not progress) as bar:

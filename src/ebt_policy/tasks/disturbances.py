@@ -23,7 +23,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -100,6 +100,14 @@ class _Wrapped(Environment):
     def __init__(self, make: Callable[[], Environment]) -> None:
         self.inner = make()
 
+    @property
+    def cameras(self) -> Mapping[str, tuple[int, int]]:
+        return self.inner.cameras
+
+    @cameras.setter
+    def cameras(self, cameras: Mapping[str, tuple[int, int]]) -> None:
+        self.inner.cameras = cameras
+
     def reset(self, seed: int) -> Observation:
         return self.inner.reset(seed)
 
@@ -120,7 +128,7 @@ class _Wrapped(Environment):
 
 
 class Noisy(_Wrapped):
-    """Normal noise on every observed number.
+    """Normal noise on every observed number; images stay as they are.
 
     Args:
         make: of the environment within.
@@ -141,7 +149,9 @@ class Noisy(_Wrapped):
 
     def _noisy(self, observation: Observation) -> Observation:
         return {
-            name: values + self._random.normal(0, self.deviation, values.shape).astype(values.dtype)
+            name: values
+            if values.dtype == np.uint8
+            else values + self._random.normal(0, self.deviation, values.shape).astype(values.dtype)
             for name, values in observation.items()
         }
 

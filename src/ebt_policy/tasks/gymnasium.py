@@ -3,7 +3,8 @@
 ``--task gym:MyRobot-v0`` takes a registered id, ``--task gym:my_package:MyRobot-v0`` imports
 ``my_package`` first (gymnasium's own notation). The adapter asks for little:
 
-* observations: a ``Box`` becomes the stream ``state``; a ``Dict`` of boxes one stream per key;
+* observations: a ``Box`` becomes the stream ``state``; a ``Dict`` of boxes one stream per key,
+  of which those of uint8 stay what they are (images);
 * actions: a one-dimensional ``Box``, in the units of the demonstrations;
 * success: ``info["is_success"]`` or ``info["success"]`` at any step;
 * score: ``info["score"]`` where there is one, else 1 at success and 0 before;
@@ -49,7 +50,11 @@ class GymnasiumEnvironment(Environment):
 
     def _observe(self, observation: Any) -> dict[str, np.ndarray]:
         named = observation if isinstance(observation, dict) else {"state": observation}
-        return {name: np.asarray(value, np.float32) for name, value in named.items()}
+        arrays = {name: np.asarray(value) for name, value in named.items()}
+        return {
+            name: array if array.dtype == np.uint8 else array.astype(np.float32)
+            for name, array in arrays.items()
+        }
 
 
 def _make(identifier: str) -> Any:

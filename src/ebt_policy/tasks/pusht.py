@@ -13,6 +13,7 @@ import numpy as np
 from ebt_policy.tasks.base import Environment, Observation, Outcome, Task, missing_extra
 
 SUCCESS_COVERAGE = 0.95
+IMAGE = "img"
 # The nine key points of the published data, in the block's own frame (pixels); found by
 # rotating data/keypoint back by data/state, which reproduces 99% of the frames to 0.04 pixels.
 KEYPOINTS = np.array(
@@ -32,7 +33,7 @@ def keypoints(state: np.ndarray) -> np.ndarray:
 
 
 class PushTEnvironment(Environment):
-    """gym-pusht with the observation keys of the published demonstrations."""
+    """gym-pusht with the observation keys of the published demonstrations, ``img`` on demand."""
 
     def __init__(self) -> None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -59,10 +60,15 @@ class PushTEnvironment(Environment):
         self._environment.close()
 
     def _observe(self, state: np.ndarray) -> dict[str, np.ndarray]:
-        return {
+        observation = {
             "state": np.asarray(state, np.float32),
             "keypoint": keypoints(state).astype(np.float32),
         }
+        if IMAGE in self.cameras:
+            height, width = self.cameras[IMAGE]
+            scene = self._environment._draw()
+            observation[IMAGE] = self._environment._get_img(scene, width, height)
+        return observation
 
 
 def _describe(before: Observation, after: Observation) -> str:
@@ -77,5 +83,5 @@ def pusht() -> Task:
     """The PushT task: 300 steps at 10 Hz, action = target of the agent in pixels."""
     return Task(
         "pusht", horizon=300, rate=10.0, action_dim=2, make=PushTEnvironment,
-        action_bounds=(0.0, 512.0), describe=_describe,
+        action_bounds=(0.0, 512.0), describe=_describe, cameras=(IMAGE,),
     )  # fmt: skip

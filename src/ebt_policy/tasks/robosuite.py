@@ -18,11 +18,15 @@ import numpy as np
 
 from ebt_policy.errors import UserError
 from ebt_policy.tasks.base import Environment, Grasping, Outcome, Task, missing_extra
+from ebt_policy.tasks.mujoco_pictures import Pictures, shared_pictures
 from ebt_policy.tasks.robosuite_experts import PLANS, make_expert
 
 ROBOTS = ("IIWA", "Kinova3", "Panda", "Sawyer", "UR5e")
 RATE = 20
 FRAME_HEIGHT, FRAME_WIDTH = 240, 320
+# Image streams, named as robomimic names them: the camera's name and this.
+IMAGE = "_image"
+CAMERAS = ("agentview", "robot0_eye_in_hand", "frontview", "sideview", "birdview")
 _LOST = 3  # control steps without contact after which an object is lost; shorter gaps are bounces
 
 
@@ -72,7 +76,7 @@ class RobosuiteEnvironment(Environment):
     gripper, above 0 to close and below to open. Observations (float32): ``robot0_eef_pos`` (3,)
     m; ``robot0_eef_quat`` (4,), x y z w, of the hand's body, as in robomimic's data, not of the
     grip site, which is turned by 90 degrees; ``robot0_gripper_qpos`` (2,) for the Panda; and
-    ``object``, robosuite 1.5's ``object-state``.
+    ``object``, robosuite 1.5's ``object-state``. Images on demand, upright.
 
     Args:
         name: one of ``SCENES``.
@@ -89,7 +93,8 @@ class RobosuiteEnvironment(Environment):
             has_renderer=False, has_offscreen_renderer=False,
         )  # fmt: skip
         self._movables = SCENES[name].movables(self._environment)
-        self._renderer: Any = None
+        self._scene = f"{name}:{robot}"
+        self._pictures: Pictures | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -153,19 +158,16 @@ class RobosuiteEnvironment(Environment):
         return dict(self._facts)
 
     def render(self) -> np.ndarray:
-        import mujoco
+        return self._picture("agentview", FRAME_HEIGHT, FRAME_WIDTH)
 
-        sim = self._environment.sim
-        if self._renderer is None:
-            self._renderer = mujoco.Renderer(sim.model._model, FRAME_HEIGHT, FRAME_WIDTH)
-            self._visible = mujoco.MjvOption()
-            self._visible.geomgroup[0] = 0  # shapes for collisions only
-        self._renderer.update_scene(sim.data._data, "agentview", self._visible)
-        return self._renderer.render().copy()
+    def _picture(self, camera: str, height: int, width: int) -> np.ndarray:
+        model = self._environment.sim.model._model
+        if self._pictures is None:
+            self._pictures = shared_pictures(self._scene, model)
+        return self._pictures.draw(model, self._environment.sim.data._data, camera, height, width)
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
+        self._pictures = None
         self._environment.close()
 
     def _watch(self, is_closing: bool) -> None:
@@ -187,7 +189,12 @@ class RobosuiteEnvironment(Environment):
         seen = self._environment._get_observations(force_update=True)
         keys = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
         observation = {key: np.asarray(seen[key], np.float32) for key in keys}
-        return observation | {"object": np.asarray(seen["object-state"], np.float32)}
+        observation["object"] = np.asarray(seen["object-state"], np.float32)
+        pictures = {
+            name: self._picture(name.removesuffix(IMAGE), *size)
+            for name, size in self.cameras.items()
+        }
+        return observation | pictures
 
 
 class _Grasping(Grasping):
@@ -290,6 +297,6 @@ def robosuite_task(name: str) -> Task:
         f"robosuite/{name}", horizon=SCENES[scene].horizon, rate=float(RATE), action_dim=7,
         make=functools.partial(RobosuiteEnvironment, scene, robot),
         make_expert=functools.partial(make_expert, scene) if scene in PLANS else None,
-        action_bounds=(-1.0, 1.0),
+        action_bounds=(-1.0, 1.0), cameras=tuple(camera + IMAGE for camera in CAMERAS),
         may_be_shown=functools.partial(_may_be_shown, 2 if scene == "ToolHang" else 1),
     )  # fmt: skip

@@ -144,6 +144,8 @@ class Trainer:
         torch.set_num_threads(config.threads)
         # A scalar head's last bias does not move the energy's gradient: it has none.
         unused = policy_config.policy in ("ebt", "ibc") and policy_config.form == "scalar"
+        # A pretrained backbone has parts that only its own training used.
+        unused = unused or policy_config.vision.encoder == "pretrained"
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.bf16 else "no",
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
@@ -164,6 +166,8 @@ class Trainer:
             check_compiler(self.device, "training.compile = true")
         torch.manual_seed(config.seed)
         policy = make_policy(policy_config)
+        if not (resume and folders):
+            policy.load_pretrained()
         with self.accelerator.main_process_first():
             if self.accelerator.is_main_process:
                 store_arrays(demonstrations, policy_config.streams, run / ARRAYS_FOLDER)

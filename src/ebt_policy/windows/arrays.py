@@ -1,4 +1,6 @@
-"""What is learned from, step by step, as float32: in memory, or in files mapped into it.
+"""What is learned from, step by step: in memory, or in files mapped into it.
+
+Numbers are float32, images uint8.
 
 Mapped files are read by the pages that a batch touches, and the system drops pages when memory is
 short: a data set may be larger than memory.
@@ -15,13 +17,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ebt_policy.config import StreamConfig
+from ebt_policy.config import StreamConfig, StreamKind
 from ebt_policy.demonstrations import Demonstrations
 from ebt_policy.demonstrations.base import Digest, episode_of_step
 from ebt_policy.errors import UserError
-from ebt_policy.shapes import Float
+from ebt_policy.shapes import Float, Shaped
+from ebt_policy.windows.images import to_uint8
 
-_INDEX, _ACTIONS, _STREAM = "arrays.json", "actions.f32", "stream-{}.f32"
+_INDEX, _ACTIONS, _STREAM = "arrays.json", "actions", "stream-{}"
+_TYPES: dict[StreamKind, type] = {"numbers": np.float32, "image": np.uint8}
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,12 @@ class Arrays:
     """All steps of some demonstrations.
 
     Attributes:
-        observations: per stream (steps, *shape).
+        observations: per stream (steps, *shape), float32 or uint8.
         actions: (steps, A).
         sha256: of the raw arrays they were read from and of the episodes' ends, by name.
     """
 
-    observations: dict[str, Float[np.ndarray, "n ..."]]
+    observations: dict[str, Shaped[np.ndarray, "n ..."]]
     actions: Float[np.ndarray, "n a"]
     sha256: dict[str, str]
 
@@ -43,16 +47,17 @@ def load_arrays(demonstrations: Demonstrations, streams: Mapping[str, StreamConf
     """Read the streams a policy uses, and the actions, into memory; nothing else is read.
 
     Raises:
-        UserError: a key is missing, has another shape, or holds NaN or infinity.
+        UserError: a key is missing, has another shape, or holds NaN or infinity; an image holds
+            anything but whole numbers from 0 to 255.
     """
     _check_streams(demonstrations, streams)
     steps, hashes = demonstrations.steps, _own_hashes(demonstrations)
     actions = np.empty((steps, *demonstrations.actions.shape), np.float32)
     hashes["action"] = _read(demonstrations, None, actions)
-    observations = {}
+    observations = dict[str, np.ndarray]()
     for name, stream in streams.items():
-        observations[name] = np.empty((steps, *stream.shape), np.float32)
-        hashes[name] = _read(demonstrations, name, observations[name])
+        observations[name] = np.empty((steps, *stream.shape), _TYPES[stream.kind])
+        hashes[name] = _read(demonstrations, name, observations[name], stream.kind)
     return Arrays(observations, actions, hashes)
 
 
@@ -71,7 +76,7 @@ def store_arrays(
     index: dict[str, Any] = {
         "sha256": hashes,
         "actions": (steps, *demonstrations.actions.shape),
-        "observations": {name: (steps, *stream.shape) for name, stream in streams.items()},
+        "observations": {n: (s.kind, (steps, *s.shape)) for n, s in streams.items()},
     }
     newest = folder if folder.parent.exists() else folder.parent
     try:
@@ -80,9 +85,9 @@ def store_arrays(
         folder.mkdir(parents=True)
         with (folder / _ACTIONS).open("wb") as file:
             hashes["action"] = _read(demonstrations, None, file)
-        for number, name in enumerate(streams):
+        for number, (name, stream) in enumerate(streams.items()):
             with (folder / _STREAM.format(number)).open("wb") as file:
-                hashes[name] = _read(demonstrations, name, file)
+                hashes[name] = _read(demonstrations, name, file, stream.kind)
         (folder / _INDEX).write_text(json.dumps(index))
     except BaseException as error:
         shutil.rmtree(newest, ignore_errors=True)  # what is there is whole
@@ -101,14 +106,14 @@ def map_arrays(folder: Path) -> Arrays:
     """
     index = json.loads((folder / _INDEX).read_text())
 
-    def mapped(file: str, shape: list[int]) -> np.ndarray:
-        return np.memmap(folder / file, np.float32, "c", shape=tuple(shape))
+    def mapped(file: str, kind: StreamKind, shape: list[int]) -> np.ndarray:
+        return np.memmap(folder / file, _TYPES[kind], "c", shape=tuple(shape))
 
     observations = {
-        name: mapped(_STREAM.format(number), shape)
-        for number, (name, shape) in enumerate(index["observations"].items())
+        name: mapped(_STREAM.format(number), kind, shape)
+        for number, (name, (kind, shape)) in enumerate(index["observations"].items())
     }
-    return Arrays(observations, mapped(_ACTIONS, index["actions"]), index["sha256"])
+    return Arrays(observations, mapped(_ACTIONS, "numbers", index["actions"]), index["sha256"])
 
 
 def _own_hashes(demonstrations: Demonstrations) -> dict[str, str]:
@@ -132,20 +137,27 @@ def _check_streams(demonstrations: Demonstrations, streams: Mapping[str, StreamC
             )
 
 
-def _read(demonstrations: Demonstrations, key: str | None, into: np.ndarray | BinaryIO) -> str:
-    """Read an observation key, or the actions, as float32; the hash of what was read."""
+def _read(
+    demonstrations: Demonstrations,
+    key: str | None,
+    into: np.ndarray | BinaryIO,
+    kind: StreamKind = "numbers",
+) -> str:
+    """Read an observation key, or the actions, as its kind is kept; the hash of what was read."""
     digest = Digest()
     for start, raw in demonstrations.blocks(key):
         digest.add(raw)
-        values = raw.astype(np.float32)
-        bad = ~np.isfinite(values.reshape(len(values), -1))
-        if bad.any():
-            step, element = np.argwhere(bad)[0]
-            episode, within = episode_of_step(demonstrations.episode_ends, start + int(step))
-            value = values.reshape(len(values), -1)[step, element]
+        if kind == "image":
+            values, bad = to_uint8(raw)
+            wanted = "an image is whole numbers from 0 to 255"
+        else:
+            values = raw.astype(np.float32)
+            bad, wanted = _first_infinite(values), "remove or repair this episode"
+        if bad is not None:
+            episode, step = episode_of_step(demonstrations.episode_ends, start + bad[0])
             raise UserError(
-                f"{demonstrations.path}: {key or 'actions'} is {value} in episode {episode}, step "
-                f"{within}, element {element}; remove or repair this episode "
+                f"{demonstrations.path}: {key or 'actions'} is {raw[bad]} in episode {episode}, "
+                f"step {step}, element {', '.join(map(str, bad[1:])) or 0}; {wanted} "
                 "(ebt-policy data info shows all)"
             )
         if isinstance(into, np.ndarray):
@@ -153,3 +165,9 @@ def _read(demonstrations: Demonstrations, key: str | None, into: np.ndarray | Bi
         else:
             into.write(np.ascontiguousarray(values).data)
     return digest.hex()
+
+
+def _first_infinite(values: np.ndarray) -> tuple[int, ...] | None:
+    """Index of the first value that is NaN or infinite."""
+    bad = ~np.isfinite(values)
+    return tuple(int(i) for i in np.argwhere(bad)[0]) if bad.any() else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from ebt_policy.config import StreamConfig, WindowConfig
+from ebt_policy.config import StreamConfig, WindowConfig, is_image
 from ebt_policy.demonstrations import Demonstrations
 from ebt_policy.demonstrations.zarr_buffer import PUSHT_KEYS
 from ebt_policy.errors import UserError
@@ -113,13 +115,15 @@ ROBOMIMIC_STREAMS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos",
 def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str, StreamConfig]:
     """The observation streams of ``--obs``, or this data set's default ones.
 
-    ``keys`` is a comma-separated list of ``KEY`` or ``KEY:angles=I+J`` (elements I and J are
-    angles in radians). PushT's ``state`` has its angle marked by default (``state:angles=``
-    turns that off). Without ``keys``: PushT's ``state``, robomimic's low-dimensional keys,
-    LeRobot's ``observation.…`` or every key; images never.
+    ``keys`` is a comma-separated list of ``KEY``, an image where its shape is (H, W, 3). A key of
+    numbers may be followed by ``:angles=I+J`` (elements I and J are angles in radians) and
+    ``:elements=I+J`` (the policy sees these alone). PushT's ``state`` has its angle marked by
+    default (``state:angles=`` turns that off). Without ``keys``: PushT's ``state``, robomimic's
+    low-dimensional keys, LeRobot's ``observation.…`` or every key; images never.
 
     Raises:
-        UserError: a key does not exist or is an image, or an angle's index is out of range.
+        UserError: a key does not exist, is neither numbers nor an image, or an index is out of
+            range.
     """
     is_pusht = set(demonstrations.observations) >= PUSHT_KEYS
     if keys is None:
@@ -129,26 +133,38 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
         lerobot = [k for k in low if k.startswith("observation.")]
         chosen = [k for k in ROBOMIMIC_STREAMS if k in low] or lerobot or low
         if not chosen:
-            raise UserError(f"{demonstrations.path}: only images; this version needs number keys")
+            raise UserError(f"{demonstrations.path}: only images; name those to see with --obs")
         keys = ",".join(chosen)
     streams = {}
     for part in keys.split(","):
-        name, colon, option = part.strip().partition(":")
-        info = demonstrations.require(name)
-        if len(info.shape) > 2:
-            raise UserError(
-                f"--obs {name}: shape {info.shape} is an image; this version reads number keys"
-            )
-        angles: tuple[int, ...] = ()
-        if colon:
-            label, _, indices = option.partition("=")
-            if label != "angles" or not all(i.isdigit() for i in indices.split("+") if i):
-                raise UserError(f"--obs {part}: write KEY or KEY:angles=I+J, e.g. state:angles=4")
-            angles = tuple(sorted({int(i) for i in indices.split("+") if i}))
-            size = int(np.prod(info.shape))
-            if any(i >= size for i in angles):
+        name, *options = part.strip().split(":")
+        shape = demonstrations.require(name).shape
+        if len(shape) > 2:
+            if options or not is_image(shape):
+                raise UserError(
+                    f"--obs {part}: shape {shape} per step is "
+                    + ("an image, which has no angles or elements" if is_image(shape) else
+                       "neither numbers nor an RGB image (H, W, 3)")
+                )  # fmt: skip
+            streams[name] = StreamConfig(shape, kind="image")
+            continue
+        size, indices = math.prod(shape), dict[str, tuple[int, ...]]()
+        for option in options:
+            label, sign, text = option.partition("=")
+            listed = [i for i in text.split("+") if i]
+            if label not in ("angles", "elements") or not sign or not all(map(str.isdigit, listed)):
+                raise UserError(
+                    f"--obs {part}: write KEY, KEY:angles=I+J or KEY:elements=I+J, e.g. "
+                    "state:angles=4"
+                )
+            indices[label] = tuple(sorted(set(map(int, listed))))
+            if any(i >= size for i in indices[label]):
                 raise UserError(f"--obs {part}: {name!r} has {size} elements, counted from 0")
-        elif is_pusht and name == "state":
-            angles = PUSHT_STATE.angles
-        streams[name] = StreamConfig(info.shape, angles)
+        elements = indices.get("elements")
+        if elements == ():
+            raise UserError(f"--obs {part}: no element is left; leave the key out instead")
+        marked = PUSHT_STATE.angles if is_pusht and name == "state" else ()
+        if elements is not None:
+            marked = tuple(i for i in marked if i in elements)
+        streams[name] = StreamConfig(shape, indices.get("angles", marked), elements)
     return streams
