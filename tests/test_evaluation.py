@@ -114,7 +114,8 @@ def test_result_has_the_fields_that_others_rely_on(runs: dict[str, Path], tmp_pa
     assert stored["training"]["samples"] == 300 * 32
     for record in stored["records"]:
         assert set(record) == {
-            "seed", "success", "score", "steps", "descent_steps", "energy", "doing", "facts"
+            "seed", "success", "score", "steps", "descent_steps", "energy", "novelty", "alarm",
+            "doing", "facts"
         }  # fmt: skip
         assert record["score"] == float(record["success"])
         assert len(record["descent_steps"]) == len(record["energy"])
