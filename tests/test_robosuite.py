@@ -18,25 +18,29 @@ from ebt_policy.tasks.collection import collect
 from ebt_policy.tasks.robosuite import SCENES, RobosuiteEnvironment
 from ebt_policy.windows.windows import ROBOMIMIC_STREAMS, choose_streams
 
-OBJECT_SIZES = {"Lift": 10, "PickPlaceCan": 14, "NutAssemblySquare": 14, "ToolHang": 44}
-WITH_EXPERT = ["Lift", "PickPlaceCan", "NutAssemblySquare"]
+OBJECT_SIZES = {
+    "Lift": 10, "PickPlaceCan": 14, "NutAssemblySquare": 14, "ToolHang": 44, "TwoArmLift": 19,
+}  # fmt: skip
+EPISODES = {"Lift": 4, "PickPlaceCan": 4, "NutAssemblySquare": 4, "ToolHang": 1, "TwoArmLift": 2}
+LONGEST = {"ToolHang": 600}
 
 
-def trajectory(environment: Environment, seed: int, steps: int = 8) -> np.ndarray:
+def trajectory(task: Task, environment: Environment, seed: int, steps: int = 8) -> np.ndarray:
     seen = [environment.reset(seed)]
     random = np.random.default_rng(0)
-    seen += [environment.step(random.uniform(-1, 1, 7)).observation for _ in range(steps)]
-    return np.stack([np.concatenate([s[key] for key in ROBOMIMIC_STREAMS]) for s in seen])
+    actions = random.uniform(-1, 1, (steps, task.action_dim))
+    seen += [environment.step(action).observation for action in actions]
+    return np.stack([np.concatenate(list(s.values())) for s in seen])
 
 
 @pytest.mark.parametrize("name", OBJECT_SIZES)
 def test_a_seed_is_a_start_whatever_came_before(name: str) -> None:
     task = make_task(f"robosuite/{name}")
     environment, fresh = task.make(), task.make()
-    other = trajectory(environment, 8, steps=20)
-    first = trajectory(environment, 7)
-    assert (trajectory(fresh, 7) == first).all()
-    assert (trajectory(environment, 7) == first).all()
+    other = trajectory(task, environment, 8, steps=20)
+    first = trajectory(task, environment, 7)
+    assert (trajectory(task, fresh, 7) == first).all()
+    assert (trajectory(task, environment, 7) == first).all()
     assert abs(other[0] - first[0]).max() > 1e-3
     environment.close()
     fresh.close()
@@ -44,26 +48,32 @@ def test_a_seed_is_a_start_whatever_came_before(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECT_SIZES)
 def test_observations_are_robomimics_and_of_the_present(name: str) -> None:
-    environment = make_task(f"robosuite/{name}").make()
+    task = make_task(f"robosuite/{name}")
+    environment = task.make()
     observation = environment.reset(0)
-    assert tuple(observation) == ROBOMIMIC_STREAMS
+    arms = task.action_dim // 7
+    assert arms == (2 if name == "TwoArmLift" else 1)
+    assert tuple(observation) == (*ROBOMIMIC_STREAMS[: 3 * arms], ROBOMIMIC_STREAMS[-1])
     sizes = [values.shape for values in observation.values()]
-    assert sizes == [(3,), (4,), (2,), (OBJECT_SIZES[name],)]
+    assert sizes == [(3,), (4,), (2,)] * arms + [(OBJECT_SIZES[name],)]
     assert all(values.dtype == np.float32 for values in observation.values())
     for _ in range(3):
-        observation = environment.step(np.array([1.0, 1, 1, 0, 0, 1, -1])).observation
+        observation = environment.step(np.array([1.0, 1, 1, 0, 0, 1, -1] * arms)).observation
     assert isinstance(environment, RobosuiteEnvironment)
     simulator = environment._environment
-    site = simulator.robots[0].eef_site_id["right"]
-    assert observation["robot0_eef_pos"] == pytest.approx(simulator.sim.data.site_xpos[site])
+    for arm, robot in enumerate(simulator.robots):
+        place = simulator.sim.data.site_xpos[robot.eef_site_id["right"]]
+        assert observation[f"robot{arm}_eef_pos"] == pytest.approx(place)
     if name == "Lift":  # the cube's position, then the cube as seen from the hand
         between = observation["object"][:3] - observation["robot0_eef_pos"]
         assert observation["object"][7:] == pytest.approx(between, abs=1e-6)
     environment.close()
 
 
-def test_frames_are_real_upright_and_change() -> None:
-    environment = make_task("robosuite/Lift").make()
+@pytest.mark.parametrize("name", ["Lift", "TwoArmLift"])
+def test_frames_are_real_upright_and_change(name: str) -> None:
+    task = make_task(f"robosuite/{name}")
+    environment = task.make()
     environment.reset(3)
     first = environment.render()
     gc.collect()
@@ -72,9 +82,9 @@ def test_frames_are_real_upright_and_change() -> None:
     assert first.dtype == np.uint8
     assert first.std() > 5
     red = (first[..., 0] > 90) & (first[..., 1:].max(-1) < 60)
-    assert red.sum() > 20  # the cube
+    assert red.sum() > 20  # the cube or the pot
     for _ in range(10):
-        environment.step(np.full(7, 0.5))
+        environment.step(np.full(task.action_dim, 0.5))
     gc.collect()
     moved = environment.render()
     assert (moved != first).mean() > 0.01
@@ -115,56 +125,60 @@ def demonstrations(name: str, episodes: int) -> tuple[Task, tuple[Episode, ...]]
     return task, tuple(collect(task, episodes, seed=0, progress=False))
 
 
-@pytest.mark.parametrize("name", WITH_EXPERT)
+@pytest.mark.parametrize("name", EPISODES)
 def test_experts_succeed(name: str) -> None:
-    _, made = demonstrations(name, 4)
-    assert max(episode.seed for episode in made) < 5  # one failure at most
+    task, made = demonstrations(name, EPISODES[name])
+    assert max(episode.seed for episode in made) < EPISODES[name] + 1  # one failure at most
     for episode in made:
+        assert episode.actions.shape[1] == task.action_dim
         assert abs(episode.actions).max() <= 1
-        assert len(episode.actions) < 250
-    starts = np.stack([episode.observations["object"][0] for episode in made])
-    assert starts.std(0).max() > 1e-3
+        assert len(episode.actions) < LONGEST.get(name, 250)
+    if len(made) > 1:
+        starts = np.stack([episode.observations["object"][0] for episode in made])
+        assert starts.std(0).max() > 1e-3
 
 
 def contacts(task: Task, episode: Episode) -> tuple[np.ndarray, np.ndarray]:
-    """Replay a demonstration: whether the gripper was told to close and whether it held."""
+    """Replay a demonstration: which gripper (steps, arms) was told to close and which held."""
     environment = task.make()
     assert isinstance(environment, RobosuiteEnvironment)
     environment.reset(episode.seed)
     held = []
     for action in episode.actions:
         outcome = environment.step(action)
-        held.append(environment.is_grasping())
+        held.append([environment.is_grasping(arm) for arm in range(task.action_dim // 7)])
     assert outcome.success
     environment.close()
-    return episode.actions[:, -1] > 0, np.array(held)
+    return episode.actions[:, 6::7] > 0, np.array(held)
 
 
-def check_no_failed_grasp_or_retry(task: Task, episode: Episode) -> None:
-    closing, held = contacts(task, episode)
-    assert (np.diff(closing.astype(int)) == 1).sum() == 1  # the gripper closes once
-    grasped = int(np.argmax(closing & held))
-    assert (closing & held).any()
-    after = closing[grasped:]
-    lost = after & ~held[grasped:]
-    # Between the grasp and the release the object never leaves the fingers.
-    assert not any(lost[i : i + 3].all() for i in range(len(lost) - 2))
+def check_no_failed_grasp_or_retry(task: Task, episode: Episode, objects: int) -> None:
+    for closing, held in zip(*(part.T for part in contacts(task, episode)), strict=True):
+        starts = np.flatnonzero(np.diff(closing.astype(int)) == 1) + 1
+        assert len(starts) == objects  # the gripper closes once for each
+        for start in starts:
+            end = start + int(np.argmin(np.append(closing[start:], False)))
+            grasped = start + int(np.argmax(held[start:end]))
+            assert held[grasped]
+            # Between the grasp and the release the object never leaves the fingers.
+            lost = ~held[grasped:end]
+            assert not any(lost[i : i + 3].all() for i in range(len(lost) - 2))
 
 
-@pytest.mark.parametrize("name", WITH_EXPERT)
+@pytest.mark.parametrize("name", EPISODES)
 def test_no_demonstration_shows_a_failed_grasp_or_a_retry(name: str) -> None:
-    task, made = demonstrations(name, 4)
+    task, made = demonstrations(name, EPISODES[name])
     for episode in made[:2]:
-        check_no_failed_grasp_or_retry(task, episode)
+        check_no_failed_grasp_or_retry(task, episode, objects=2 if name == "ToolHang" else 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WITH_EXPERT)
+@pytest.mark.parametrize("name", EPISODES)
 def test_forty_demonstrations_without_a_failed_grasp_or_a_retry(name: str) -> None:
     task, made = demonstrations(name, 40)
     assert made[-1].seed < 42  # at least 95% succeed
     for episode in made:
-        check_no_failed_grasp_or_retry(task, episode)
+        check_no_failed_grasp_or_retry(task, episode, objects=2 if name == "ToolHang" else 1)
 
 
 def test_missed_and_dropped_grasps_are_noticed() -> None:
@@ -194,22 +208,35 @@ def test_missed_and_dropped_grasps_are_noticed() -> None:
     environment.close()
 
 
+def test_hands_are_watched_one_by_one() -> None:
+    environment = make_task("robosuite/TwoArmLift").make()
+    environment.reset(0)
+    for grips in ((1, -1), (1, 1), (-1, 1), (1, 1)):
+        action = np.zeros((2, 7))
+        action[:, 6] = grips
+        environment.step(action.ravel())
+    assert environment.facts() == {"closings": 3, "grasps": 0, "drops": 0}
+    environment.close()
+
+
 def test_another_robot_needs_its_name_only() -> None:
     made = collect(make_task("robosuite/Lift:UR5e"), 2, seed=0, progress=False)
     assert [episode.seed for episode in made] == [0, 1]
 
 
-def test_what_was_collected_can_be_trained_on(tmp_path: Path) -> None:
-    task, made = demonstrations("Lift", 4)
-    file = tmp_path / "lift.hdf5"
+@pytest.mark.parametrize("name", ["Lift", "TwoArmLift"])
+def test_what_was_collected_can_be_trained_on(name: str, tmp_path: Path) -> None:
+    episodes = EPISODES[name]
+    task, made = demonstrations(name, episodes)
+    file = tmp_path / "demonstrations.hdf5"
     write_robomimic(
         file, made, task.name, {"control_freq": task.rate, "action_bounds": task.action_bounds}
     )
     opened = open_demonstrations(file)
-    assert opened.episodes == 4
+    assert opened.episodes == episodes
     assert opened.rate == 20
     assert opened.action_bounds == (-1, 1)
-    assert tuple(choose_streams(opened, None)) == ROBOMIMIC_STREAMS
+    assert tuple(choose_streams(opened, None)) == tuple(made[0].observations)
 
 
 def test_images_are_collected_on_demand(tmp_path: Path) -> None:

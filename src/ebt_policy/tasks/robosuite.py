@@ -1,4 +1,4 @@
-"""``robosuite/<task>``: Lift, PickPlaceCan, NutAssemblySquare and ToolHang, with robomimic's keys.
+"""``robosuite/<task>``: one-armed and two-armed tasks, with robomimic's keys.
 
 A robot other than the Panda follows a colon: ``robosuite/Lift:UR5e``.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from ebt_policy.errors import UserError
 from ebt_policy.tasks.base import Environment, Grasping, Outcome, Task, missing_extra
 from ebt_policy.tasks.mujoco_pictures import Pictures, shared_pictures
-from ebt_policy.tasks.robosuite_experts import PLANS, make_expert
+from ebt_policy.tasks.robosuite_experts import make_expert
 
 ROBOTS = ("IIWA", "Kinova3", "Panda", "Sawyer", "UR5e")
 RATE = 20
@@ -37,17 +37,22 @@ class _Scene:
     Attributes:
         horizon: in control steps.
         movables: the objects to be grasped, given robosuite's environment.
+        grasps: how many it takes.
+        arms: robots with one arm each.
     """
 
     horizon: int
     movables: Callable[[Any], list[Any]]
+    grasps: int = 1
+    arms: int = 1
 
 
 SCENES = {
     "Lift": _Scene(400, lambda e: [e.cube]),
     "NutAssemblySquare": _Scene(400, lambda e: [e.nuts[e.nut_id]]),
     "PickPlaceCan": _Scene(400, lambda e: [e.objects[e.object_id]]),
-    "ToolHang": _Scene(700, lambda e: [e.frame, e.tool]),
+    "ToolHang": _Scene(700, lambda e: [e.frame, e.tool], grasps=2),
+    "TwoArmLift": _Scene(400, lambda e: [e.pot], grasps=2, arms=2),
 }
 
 
@@ -68,15 +73,41 @@ def _package() -> Any:
     return robosuite
 
 
-class RobosuiteEnvironment(Environment):
-    """A robosuite task at 20 Hz; the seed draws the objects' poses and the arm's joints.
+@dataclass
+class _Watched:
+    """What a hand did in this episode."""
 
-    Actions (7,) in [-1, 1], clipped: the hand's translation (1 is 5 cm) and rotation vector
+    closings: int = 0
+    grasps: int = 0
+    drops: int = 0
+    is_closing: bool = False
+    is_held: bool = False
+    without: int = 0  # control steps since the last contact of both fingers with an object
+
+    def watch(self, is_closing: bool, is_grasping: bool) -> None:
+        """Take note of one more control step."""
+        self.closings += is_closing and not self.is_closing
+        self.is_closing = is_closing
+        if is_grasping:
+            self.grasps += is_closing and not self.is_held
+            self.is_held, self.without = self.is_held or is_closing, 0
+            return
+        self.without += 1
+        if self.is_held and (not is_closing or self.without >= _LOST):
+            self.drops += is_closing
+            self.is_held = False
+
+
+class RobosuiteEnvironment(Environment):
+    """A robosuite task at 20 Hz; the seed draws the objects' poses and the arms' joints.
+
+    Actions (7,) per arm in [-1, 1], clipped: the hand's translation (1 is 5 cm) and rotation vector
     (1 is 0.5 rad) in the frame of the robot's base, for operational space control; and the
     gripper, above 0 to close and below to open. Observations (float32): ``robot0_eef_pos`` (3,)
     m; ``robot0_eef_quat`` (4,), x y z w, of the hand's body, as in robomimic's data, not of the
-    grip site, which is turned by 90 degrees; ``robot0_gripper_qpos`` (2,) for the Panda; and
-    ``object``, robosuite 1.5's ``object-state``. Images on demand, upright.
+    grip site, which is turned by 90 degrees; ``robot0_gripper_qpos`` (2,) for the Panda; the
+    same of ``robot1`` where there are two; and ``object``, robosuite 1.5's ``object-state``.
+    Images on demand, upright.
 
     Args:
         name: one of ``SCENES``.
@@ -86,21 +117,21 @@ class RobosuiteEnvironment(Environment):
     def __init__(self, name: str, robot: str) -> None:
         robosuite = _package()
         config = robosuite.load_composite_controller_config(controller="BASIC")
+        scene = SCENES[name]
         # Without hard resets the cube's size is drawn here, once: the seed fixes it.
         self._environment: Any = robosuite.make(
-            name, robots=robot, controller_configs=config, control_freq=RATE, seed=0,
+            name, robots=[robot] * scene.arms, controller_configs=config, control_freq=RATE, seed=0,
             hard_reset=False, ignore_done=True, use_camera_obs=False,
             has_renderer=False, has_offscreen_renderer=False,
         )  # fmt: skip
-        self._movables = SCENES[name].movables(self._environment)
+        self._movables = scene.movables(self._environment)
+        self._arms = scene.arms
         self._scene = f"{name}:{robot}"
         self._pictures: Pictures | None = None
         self._begin()
 
     def _begin(self) -> None:
-        self.is_closing = self._is_held = False
-        self._without = 0  # control steps since the last contact of both fingers with an object
-        self._facts = {"closings": 0, "grasps": 0, "drops": 0}
+        self.hands = [_Watched() for _ in range(self._arms)]
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         # The placement samplers and the robot hold this very generator: give it a new state.
@@ -112,17 +143,15 @@ class RobosuiteEnvironment(Environment):
     def step(self, action: np.ndarray) -> Outcome:
         clipped = np.clip(np.asarray(action, np.float64), -1, 1)
         self._environment.step(clipped)
-        self._watch(bool(clipped[-1] > 0))
+        for arm, (hand, close) in enumerate(zip(self.hands, clipped[6::7], strict=True)):
+            hand.watch(bool(close > 0), self.is_grasping(arm))
         success = bool(self._environment._check_success())
         return Outcome(self._observe(), float(success), success)
 
-    def is_grasping(self) -> bool:
+    def is_grasping(self, arm: int = 0) -> bool:
         """Whether both fingers of a hand touch the same object now."""
-        return any(
-            self._environment._check_grasp(robot.gripper, thing)
-            for robot in self._environment.robots
-            for thing in self._movables
-        )
+        gripper = self._environment.robots[arm].gripper
+        return any(self._environment._check_grasp(gripper, thing) for thing in self._movables)
 
     def grasping(self) -> Grasping:
         return _Grasping(self, self._environment, self._movables[0])
@@ -154,8 +183,12 @@ class RobosuiteEnvironment(Environment):
                 sampler.y_range = _widened(sampler.y_range, factor, low[1], high[1])
 
     def facts(self) -> dict[str, Any]:
-        """Closings of the gripper, grasps that came of them, and drops from the closed gripper."""
-        return dict(self._facts)
+        """Closings of the grippers, grasps that came of them, and drops from closed grippers."""
+        return {
+            "closings": sum(hand.closings for hand in self.hands),
+            "grasps": sum(hand.grasps for hand in self.hands),
+            "drops": sum(hand.drops for hand in self.hands),
+        }
 
     def render(self) -> np.ndarray:
         return self._picture("agentview", FRAME_HEIGHT, FRAME_WIDTH)
@@ -170,24 +203,13 @@ class RobosuiteEnvironment(Environment):
         self._pictures = None
         self._environment.close()
 
-    def _watch(self, is_closing: bool) -> None:
-        self._facts["closings"] += is_closing and not self.is_closing
-        self.is_closing = is_closing
-        if self.is_grasping():
-            self._facts["grasps"] += is_closing and not self._is_held
-            self._is_held, self._without = self._is_held or is_closing, 0
-            return
-        self._without += 1
-        if self._is_held and (not is_closing or self._without >= _LOST):
-            self._facts["drops"] += is_closing
-            self._is_held = False
-
     def _observe(self) -> dict[str, np.ndarray]:
         # Without force robosuite shows the state one control step ago. An object's pose relative
         # to the hand is computed from the update before: the second makes it the present one.
         self._environment._update_observables(force=True)
         seen = self._environment._get_observations(force_update=True)
-        keys = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+        parts = ("eef_pos", "eef_quat", "gripper_qpos")
+        keys = [f"robot{arm}_{part}" for arm in range(self._arms) for part in parts]
         observation = {key: np.asarray(seen[key], np.float32) for key in keys}
         observation["object"] = np.asarray(seen["object-state"], np.float32)
         pictures = {
@@ -209,7 +231,7 @@ class _Grasping(Grasping):
         return self._scene.is_grasping()
 
     def is_closing(self) -> bool:
-        return self._scene.is_closing
+        return self._scene.hands[0].is_closing
 
     def height(self) -> float:
         return float(self._position()[2])
@@ -239,7 +261,9 @@ class _Grasping(Grasping):
         return False
 
     def opened(self, action: np.ndarray) -> np.ndarray:
-        return np.append(action[:-1], -1.0).astype(action.dtype)
+        opened = action.copy()
+        opened[6] = -1
+        return opened
 
     def _position(self) -> np.ndarray:
         sim = self._environment.sim
@@ -272,9 +296,9 @@ def _area(environment: Any) -> tuple[np.ndarray, np.ndarray]:
     return middle[:2] - half, middle[:2] + half
 
 
-def _may_be_shown(objects: int, facts: dict[str, Any]) -> bool:
-    """Whether every object was grasped at the first try and not let go by accident."""
-    return facts == {"closings": objects, "grasps": objects, "drops": 0}
+def _may_be_shown(grasps: int, facts: dict[str, Any]) -> bool:
+    """Whether every grasp came of the first try and nothing was let go by accident."""
+    return facts == {"closings": grasps, "grasps": grasps, "drops": 0}
 
 
 def robosuite_task(name: str) -> Task:
@@ -283,8 +307,8 @@ def robosuite_task(name: str) -> Task:
     Raises:
         UserError: there is no such task or robot, or the package is not installed.
     """
-    scene, colon, robot = name.partition(":")
-    if scene not in SCENES:
+    title, colon, robot = name.partition(":")
+    if title not in SCENES:
         raise UserError(
             f"--task robosuite/{name}: no such robosuite task; there are {', '.join(SCENES)}"
         )
@@ -293,10 +317,11 @@ def robosuite_task(name: str) -> Task:
     if robot not in ROBOTS:
         raise UserError(f"--task robosuite/{name}: no such robot; there are {', '.join(ROBOTS)}")
     _package()
+    scene = SCENES[title]
     return Task(
-        f"robosuite/{name}", horizon=SCENES[scene].horizon, rate=float(RATE), action_dim=7,
-        make=functools.partial(RobosuiteEnvironment, scene, robot),
-        make_expert=functools.partial(make_expert, scene) if scene in PLANS else None,
+        f"robosuite/{name}", horizon=scene.horizon, rate=float(RATE), action_dim=7 * scene.arms,
+        make=functools.partial(RobosuiteEnvironment, title, robot),
+        make_expert=functools.partial(make_expert, title, scene.arms),
         action_bounds=(-1.0, 1.0), cameras=tuple(camera + IMAGE for camera in CAMERAS),
-        may_be_shown=functools.partial(_may_be_shown, 2 if scene == "ToolHang" else 1),
+        may_be_shown=functools.partial(_may_be_shown, scene.grasps),
     )  # fmt: skip

@@ -108,8 +108,11 @@ class BatchOrder:
 
 
 PUSHT_STATE = StreamConfig((5,), angles=(4,))
-# What robomimic trains its low-dimensional policies on.
-ROBOMIMIC_STREAMS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
+# What robomimic trains its low-dimensional policies on, with one arm or with two.
+ROBOMIMIC_STREAMS = (
+    "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos",
+    "robot1_eef_pos", "robot1_eef_quat", "robot1_gripper_qpos", "object",
+)  # fmt: skip
 
 
 def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str, StreamConfig]:
