@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LEROBOT := .venv-lerobot
 
-.PHONY: setup demo test test-all test-lerobot lint results bench-objectives bench-cost bench-performance clean
+.PHONY: claims setup demo test test-all test-lerobot lint results bench-objectives bench-cost bench-performance clean
 
 setup: $(READY)
 
@@ -37,6 +37,10 @@ $(LEROBOT)/.ready: pyproject.toml scripts/setup-lerobot
 # Render the tables of docs/results.md from the files under results/.
 results: setup
 	$(BIN)/python scripts/render_results
+
+# Render docs/claims.md from the files under results/.
+claims: setup
+	$(BIN)/ebt-policy bench tasks --render docs/claims.md
 
 # Every objective, descent and baseline compared: many hours; stop it whenever, it goes on later.
 bench-objectives: setup

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from conftest import policy
-from ebt_policy.benchmarks import cost, runner
+from ebt_policy.benchmarks import cost, manipulation, runner
+from ebt_policy.benchmarks.claims import render_claims
 from ebt_policy.benchmarks.cost import measure_cost
 from ebt_policy.benchmarks.objectives import METHODS, STUDY, TASKS
 from ebt_policy.benchmarks.pages import Group, difference, render
@@ -44,7 +45,7 @@ def line(cell: Any, act: str, scores: list[float], **more: Any) -> dict[str, Any
 
 def write_cost(results: Path, ms: float) -> None:
     """What a training step costs; a budget of 1 s is 1000 / ms steps."""
-    results.mkdir(exist_ok=True)
+    results.mkdir(exist_ok=True, parents=True)
     found = {"methods": {name: {"ms": ms} for name in METHODS}}
     (results / "cost-tiny.json").write_text(json.dumps(found))
 
@@ -165,6 +166,56 @@ def test_tables_pair_the_starts_that_both_methods_have(tmp_path: Path) -> None:
         render(page, results)
 
 
+def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) -> None:
+    write_cost(tmp_path / "objectives", ms=6_000.0)  # 60 s are the 10 steps of ``line``
+    shown = {
+        ("tasks", "basin", "2 steps"): [1.0] * 50,
+        ("tasks", "diffusion", "DDIM-10"): [1.0] * 20 + [0.0] * 30,
+        ("tasks", "diffusion", "DDPM-100"): [1.0] * 50,
+        ("recovery", "basin", "2 steps+drop"): [1.0] * 40 + [0.0] * 10,
+        ("recovery", "diffusion", "DDIM-10+drop"): [0.0] * 50,
+    }
+    for (study, method, act), scores in shown.items():
+        cell_name = f"robosuite-Lift/200/{method}/0"
+        (cell,) = manipulation.STUDIES[study].cells([cell_name])
+        more = {"took_effect": [True] * 40 + [False] * 10, "energy_around": {"-1": -9.0, "1": -5.0}}
+        runner._append(results_file(cell, tmp_path / study), line(cell, act, scores, **more))
+    (half,) = manipulation.TASKS.cells(["robosuite-Lift/200@50/basin/0"])
+    less = {"training": {"steps": 5, "samples": 320, "multiply_adds": 5e8}}
+    runner._append(results_file(half, tmp_path / "tasks"), line(half, "2 steps", [0.5], **less))
+    alarm = {"rate": 0.14, "episodes": 100, "ci95": [0.1, 0.2]}
+    (tmp_path / "alarm-x.json").write_text(
+        json.dumps({"task": "x", "alarm_rate": 0.1, "alarms": {"of_successes": alarm}})
+    )
+    auroc = {"failure": [0.7, 0.6, 0.8], "shift": {"0.01": [0.9, 0.8, 1.0]}}
+    signals = dict.fromkeys(("energy", "gradient", "energy of the observation"), auroc)
+    (tmp_path / "uncertainty-x.json").write_text(
+        json.dumps({"task": "x", "signals": signals, "demonstrations": 5, "failures": 9,
+                    "successes": 8})
+    )  # fmt: skip
+    page = tmp_path / "claims.md"
+    names = ("claims", "success", "compute", "recovery", "energy", "shift", "uncertainty", "alarms")
+    page.write_text("\n".join(f"<!-- table: {name} --><!-- end -->" for name in names))
+    render_claims(page, tmp_path)
+    text = page.read_text()
+    for row in (
+        "not below DDIM-10: Lift | `bench tasks --only 'robosuite-Lift/200/*'` | +0.600",
+        "0.8 of the cases: Lift | `bench recovery --only 'robosuite-Lift/200/*'` "
+        "| 1.000 [0.912, 1.000], 40 of 40 | holds |",
+        "Diffusion Policy: Lift+drop | `bench recovery --only 'robosuite-Lift/200/*'` "
+        "| +1.000 [+0.912, +1.000], 1 × 40 | holds |",
+        "AUROC 0.85: x | `bench uncertainty … --task x --json results/uncertainty-x.json` "
+        "| 0.700 [0.600, 0.800] | does not hold |",
+        "within 0.03 of 0.1: x | `calibrate`, `eval --json results/alarm-x.json` "
+        "| 0.140 [0.100, 0.200], 100 episodes | does not hold |",
+        "| Lift | basin | 2 steps | 0.00 (0.0005) | 1.00 (0.001) |",
+        "| Lift | drop | diffusion | DDIM-10 | 0.000 [0.000, 0.088] | 0 of 40 | 1 × 50 | 0.400 |",
+        "| Lift | drop |  | -9.0 |  | -5.0 |",
+        "| x | 0.1 | 0.140 [0.100, 0.200] of 100 |  |",
+    ):  # fmt: skip
+        assert row in text, text
+
+
 def test_difference_uses_common_seeds_and_starts() -> None:
     one = Group(tuple({"seed": seed, "scores": [1.0, 0.0, seed]} for seed in (0, 1, 2)))
     other = Group(tuple({"seed": seed, "scores": [seed, 0.5, 0.5]} for seed in (0, 2)))
@@ -183,6 +234,12 @@ def test_crossed_bootstrap_is_wider_where_seeds_differ() -> None:
     halves = np.concatenate([np.ones((1, 50)), np.zeros((1, 50))], 1)
     assert bootstrap_crossed(halves, tasks=2) == (0.5, 0.5)
     assert bootstrap_crossed(halves)[0] < 0.45
+    assert bootstrap_crossed(np.zeros((1, 50)), are_differences=True) == pytest.approx(
+        (-0.0713, 0.0713), abs=1e-3
+    )
+    low, high = bootstrap_crossed(-np.ones((1, 50)), are_differences=True)
+    assert low == -1
+    assert -0.95 < high < -0.9
     low, high = bootstrap_crossed(np.ones((1, 50)))
     assert 0.9 < low < 0.95
     assert high == 1

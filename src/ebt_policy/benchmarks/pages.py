@@ -145,8 +145,8 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def interval(values: np.ndarray, signed: bool = False, tasks: int = 1) -> str:
-    """Mean and 95% interval of values (seeds, starts), as text; see ``bootstrap_crossed``."""
-    low, high = bootstrap_crossed(values, tasks)
+    """Mean and 95% interval of values (seeds, starts), or of differences, as text."""
+    low, high = bootstrap_crossed(values, tasks, are_differences=signed)
     sign = "+" if signed else ""
     return f"{values.mean():{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 

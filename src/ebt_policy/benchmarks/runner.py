@@ -74,14 +74,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def training_steps(cell: Cell, folder: Path) -> int:
     """The cell's budget in steps of its method, by the costs that were measured side by side.
 
+    They are the study's own, or else those of the study of objectives beside it.
+
     Raises:
         UserError: they were not measured yet.
     """
-    path = folder / f"cost-{PRESET}.json"
+    name = f"cost-{PRESET}.json"
+    path = folder / name
+    if not path.exists():
+        path = folder.parent / "objectives" / name
     if not path.exists():
         raise UserError(
-            f"{path}: missing; 'ebt-policy bench cost --preset {PRESET} --results {folder}' "
-            "measures what a step of each method costs, on a machine that does nothing else"
+            f"{folder / name}: missing; 'ebt-policy bench cost --preset {PRESET} --results "
+            f"{folder}' measures what a step of each method costs, on a machine that does nothing "
+            "else"
         )
     cost = json.loads(path.read_text())["methods"][cell.method.name]
     return round(1e3 * cell.share * cell.task.budget / cost["ms"])

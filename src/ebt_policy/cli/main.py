@@ -744,6 +744,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _bench_study(options: argparse.Namespace) -> None:
     from ebt_policy.benchmarks import manipulation, objectives
+    from ebt_policy.benchmarks.claims import render_claims
     from ebt_policy.benchmarks.pages import render
     from ebt_policy.benchmarks.runner import missing_acts, run_cell, run_cells
 
@@ -751,8 +752,10 @@ def _bench_study(options: argparse.Namespace) -> None:
     work = Path(options.work or f"runs/{study.work or study.name}")
     results = Path(options.results or f"results/{study.name}")
     pusht, chosen = Path(options.pusht), study.cells(options.only)
-    if options.render:
+    if options.render and study is objectives.STUDY:
         render(Path(options.render), results)
+    elif options.render:
+        render_claims(Path(options.render), results.parent)
     elif options.list:
         for cell in chosen:
             missing = ", ".join(act.name for act in missing_acts(cell, results))

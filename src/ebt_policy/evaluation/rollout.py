@@ -387,7 +387,8 @@ def _of_policy(policy: Policy, rollout: Rollout) -> dict[str, Any]:
         settings[policy.acting] = dataclasses.asdict(getattr(config, policy.acting))
     if is_energy:
         settings = {"objective": config.objective, "form": config.form, **settings}
-    return {
+    rate = {} if policy.alarm is None else {"alarm_rate": policy.alarm.rate}
+    return rate | {
         "task": rollout.task,
         "policy": config.policy,
         "sampler": policy.sampler,

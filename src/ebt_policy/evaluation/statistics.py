@@ -37,7 +37,10 @@ def bootstrap_mean(values: list[float], resamples: int = 10_000) -> tuple[float,
 
 
 def bootstrap_crossed(
-    values: Float[np.ndarray, "seeds starts"], tasks: int = 1, resamples: int = 4_000
+    values: Float[np.ndarray, "seeds starts"],
+    tasks: int = 1,
+    resamples: int = 4_000,
+    are_differences: bool = False,
 ) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean over training seeds and starts.
 
@@ -50,9 +53,15 @@ def bootstrap_crossed(
         tasks: the starts of how many tasks stand after each other, equally many of each; starts
             are drawn within their task.
         resamples: how many.
+        are_differences: of two successes each: where all are alike the truth may lie on either
+            side of 0.
     """
-    if np.all(values == values.flat[0]) and values.flat[0] in (0, 1):
-        return wilson(int(values.sum()), values.size)
+    one = float(values.flat[0])
+    if np.all(values == one) and one in (-1, 0, 1):
+        low, high = wilson(int(abs(values.sum())), values.size)
+        if one == 0 and are_differences:
+            return -high, high
+        return (-high, -low) if one < 0 else (low, high)
     random = np.random.default_rng(0)
     seeds, starts = values.shape
     each = starts // tasks

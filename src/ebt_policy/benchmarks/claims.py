@@ -1,0 +1,321 @@
+"""``docs/claims.md``: the paper's claims with our figures, from the files of ``results/`` alone.
+
+A claim *holds* where the 95% interval says so, *does not hold* where it says the contrary, and is
+*open* where it says neither or where it is not measured.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebt_policy.benchmarks import manipulation, objectives
+from ebt_policy.benchmarks.manipulation import RECOVERIES, SHIFTS
+from ebt_policy.benchmarks.pages import Group, Results, difference, fill, interval, markdown
+from ebt_policy.benchmarks.uncertainty import SHIFTS as SHIFTED_BY
+from ebt_policy.evaluation.statistics import bootstrap_crossed, wilson
+
+OURS = ("basin", "2 steps")
+THEIRS = (("diffusion", "DDIM-10"), ("diffusion", "DDPM-100"))
+NAMES = {
+    "robosuite-Lift": "Lift",
+    "robosuite-PickPlaceCan": "Can",
+    "robosuite-NutAssemblySquare": "Square",
+}
+_MARGIN = 0.03  # what "not below" allows
+
+
+class Found:
+    """All results that the page is made of.
+
+    Args:
+        folder: ``results``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.studies = {
+            name: Results(folder / name, study) for name, study in manipulation.STUDIES.items()
+        }
+        self.objectives = Results(folder / objectives.STUDY.name)
+        self.uncertainty = _files(folder, "uncertainty-*.json")
+        self.alarms = _files(folder, "alarm-*.json")
+
+
+def _files(folder: Path, pattern: str) -> dict[str, Any]:
+    return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob(pattern))}
+
+
+def render_claims(page: Path, folder: Path) -> None:
+    """Write the page's tables.
+
+    Raises:
+        UserError: the page is missing or names an unknown table.
+    """
+    found = Found(folder)
+    fill(
+        page,
+        {
+            "claims": lambda: _claims(found), "success": lambda: _success(found),
+            "compute": lambda: _compute(found), "recovery": lambda: _recovery(found),
+            "energy": lambda: _energy(found), "shift": lambda: _shift(found),
+            "uncertainty": lambda: _uncertainty(found), "alarms": lambda: _alarms(found),
+        },
+    )  # fmt: skip
+
+
+def _verdict(low: float, high: float, least: float) -> str:
+    """Whether a value of this interval is at least so large."""
+    return "holds" if low >= least else "does not hold" if high < least else "open"
+
+
+def _acts(study: str, results: Results) -> list[tuple[str, str]]:
+    methods = manipulation.STUDIES[study].methods.values()
+    return [
+        (method.name, act.name)
+        for method in methods
+        for act in method.acts
+        if any(key[2:] == (method.name, act.name) for key in results.groups)
+    ]
+
+
+def _claims(found: Found) -> str:
+    """Claim, command, figure, verdict."""
+    rows: list[list[str]] = []
+    pairs = [
+        ("PushT", found.objectives, "pusht", "scores", "bench objectives --only 'pusht/*'"),
+        *(
+            (name, found.studies["tasks"], slug, "successes", f"bench tasks --only '{slug}/200/*'")
+            for slug, name in NAMES.items()
+        ),
+    ]  # fmt: skip
+    for name, results, slug, key, command in pairs:
+        ours = results.get(slug, *OURS)
+        for theirs in THEIRS:
+            other = results.get(slug, *theirs)
+            if ours is None or other is None:
+                continue
+            gap = difference(ours, other, key)
+            low, high = bootstrap_crossed(gap, are_differences=True)
+            rows.append([
+                f"two steps are not below {theirs[1]}: {name}", f"`{command}`",
+                f"{interval(gap, signed=True)}, {_size(gap)}", _verdict(low, high, -_MARGIN),
+            ])  # fmt: skip
+    for slug, name in NAMES.items():
+        command = f"`bench recovery --only '{slug}/200/*'`"
+        for disturbance in RECOVERIES:
+            ours = found.studies["recovery"].get(slug, "basin", "2 steps" + disturbance)
+            other = found.studies["recovery"].get(slug, "diffusion", "DDIM-10" + disturbance)
+            if ours is None:
+                continue
+            what = f"{name}{disturbance}"
+            if disturbance == "+drop":
+                won, tried = _recovered(ours)
+                low, high = wilson(won, tried)
+                rows.append([
+                    f"recovers after a drop in 0.8 of the cases: {name}", command,
+                    f"{won / tried:.3f} [{low:.3f}, {high:.3f}], {won} of {tried}",
+                    _verdict(low, high, 0.8),
+                ])  # fmt: skip
+            if other is not None:
+                gap = _both_disturbed(ours, other)
+                low, high = bootstrap_crossed(gap, are_differences=True)
+                rows.append([
+                    f"recovers more often than Diffusion Policy: {what}", command,
+                    f"{interval(gap, signed=True)}, {_size(gap)}",
+                    "holds" if low > 0 else "does not hold" if high < 0 else "open",
+                ])  # fmt: skip
+    for file, measured in found.uncertainty.items():
+        signals, where = measured["signals"], measured["task"]
+        command = f"`bench uncertainty … --task {where} --json results/{file}`"
+        for signal, label in (
+            ("energy", "the chunk's energy"),
+            ("gradient", "the gradient at the last step"),
+            ("energy of the observation", "the observation's energy"),
+        ):
+            mean, low, high = signals[signal]["failure"]
+            rows.append([
+                f"{label} tells failure, AUROC 0.85: {where}", command,
+                f"{mean:.3f} [{low:.3f}, {high:.3f}]", _verdict(low, high, 0.85),
+            ])  # fmt: skip
+    for file, result in found.alarms.items():
+        alarm, measured = result["alarm_rate"], result["alarms"]["of_successes"]
+        low, high = measured["ci95"]
+        rows.append([
+            f"false alarms within 0.03 of {alarm:g}: {result['task']}",
+            f"`calibrate`, `eval --json results/{file}`",
+            f"{measured['rate']:.3f} [{low:.3f}, {high:.3f}], {measured['episodes']} episodes",
+            "holds" if abs(measured["rate"] - alarm) <= _MARGIN else "does not hold",
+        ])  # fmt: skip
+    return markdown(["claim", "command", "figure [95%]", "verdict"], rows)
+
+
+def _size(values: np.ndarray) -> str:
+    seeds, starts = values.shape
+    return f"{seeds} × {starts}"
+
+
+def _success(found: Found) -> str:
+    results = found.studies["tasks"]
+    rows = []
+    for method, act in _acts("tasks", results):
+        cells = []
+        for slug in NAMES:
+            group = results.get(slug, method, act)
+            cells += (
+                ["", ""]
+                if group is None
+                else [interval(group.values("successes")), _size(group.values("successes"))]
+            )
+        steps = [g.mean("descent_steps_mean") for g in _groups(results, method, act)]
+        rows.append([method, act, f"{np.mean(steps):.1f}", *cells])
+    head = [part for name in NAMES.values() for part in (f"{name} [95%]", "seeds × starts")]
+    return markdown(["method", "acts by", "steps", *head], rows)
+
+
+def _groups(results: Results, method: str, act: str) -> list[Group]:
+    groups = (results.get(slug, method, act) for slug in NAMES)
+    return [group for group in groups if group is not None]
+
+
+def _compute(found: Found) -> str:
+    """Success over the share of the training budget, and multiply-adds."""
+    results = found.studies["tasks"]
+    rows = []
+    shares = sorted({share for *_, share in results.partial})
+    for slug, name in NAMES.items():
+        for method, act in _acts("tasks", results):
+            mine = {s: results.partial.get((slug, method, act, s)) for s in shares}
+            measured = {share: group for share, group in mine.items() if group is not None}
+            if len(measured) < 2:
+                continue
+            cells = []
+            for share in shares:
+                group = measured.get(share)
+                cells.append(
+                    ""
+                    if group is None
+                    else f"{group.values('successes').mean():.2f} "
+                    f"({group.mean('training', 'multiply_adds') / 1e12:.2g})"
+                )
+            rows.append([name, method, act, *cells])
+    head = [f"{100 * share:g} %" for share in shares]
+    return markdown(["task", "method", "acts by", *head], rows)
+
+
+def _recovered(group: Group) -> tuple[int, int]:
+    """Successes and episodes among those in which the disturbance took effect."""
+    effect = group.values("took_effect").astype(bool)
+    return int(group.values("successes")[effect].sum()), int(effect.sum())
+
+
+def _both_disturbed(ours: Group, other: Group) -> np.ndarray:
+    """(1, pairs): differences where the disturbance took effect under both."""
+    gap = difference(ours, other, "successes")
+    seeds = {line["seed"] for line in ours.lines} & {line["seed"] for line in other.lines}
+    effect = np.array([
+        np.logical_and(
+            *(
+                next(line for line in group.lines if line["seed"] == seed)["took_effect"]
+                for group in (ours, other)
+            )
+        )
+        for seed in sorted(seeds)
+    ])  # fmt: skip
+    return gap[effect][None]
+
+
+def _recovery(found: Found) -> str:
+    results, plain = found.studies["recovery"], found.studies["tasks"]
+    rows = []
+    for slug, name in NAMES.items():
+        for disturbance in RECOVERIES:
+            for method, act in _acts("recovery", results):
+                group = results.get(slug, method, act)
+                if not act.endswith(disturbance) or group is None:
+                    continue
+                won, tried = _recovered(group)
+                low, high = wilson(won, tried) if tried else (0.0, 1.0)
+                before = plain.get(slug, method, act.removesuffix(disturbance))
+                undisturbed = "" if before is None else f"{before.values('successes').mean():.3f}"
+                rows.append([
+                    name, disturbance.removeprefix("+"), method, act.removesuffix(disturbance),
+                    f"{won / max(tried, 1):.3f} [{low:.3f}, {high:.3f}]", f"{won} of {tried}",
+                    _size(group.values("successes")), undisturbed,
+                ])  # fmt: skip
+    return markdown(
+        ["task", "disturbance", "method", "acts by", "recovered [95%]", "episodes with effect",
+         "seeds × starts", "success undisturbed"], rows,
+    )  # fmt: skip
+
+
+def _energy(found: Found) -> str:
+    """Mean energy of the chunks about the disturbance."""
+    results = found.studies["recovery"]
+    places = [str(place) for place in range(-2, 7)]
+    rows = []
+    for slug, name in NAMES.items():
+        for disturbance in RECOVERIES:
+            group = results.get(slug, "basin", "2 steps" + disturbance)
+            if group is not None:
+                energies = [group.lines[0]["energy_around"].get(place) for place in places]
+                cells = ["" if energy is None else f"{energy:.1f}" for energy in energies]
+                rows.append([name, disturbance.removeprefix("+"), *cells])
+    head = ["before" if p == "-1" else "during" if p == "0" else p for p in places]
+    return markdown(["task", "disturbance", *head], rows)
+
+
+def _shift(found: Found) -> str:
+    """Success against the strength of each shift."""
+    results, plain = found.studies["shift"], found.studies["tasks"]
+    rows = []
+    shifts = [shift for kind in SHIFTS.values() for shift in kind]
+    for slug, name in NAMES.items():
+        acts = {(m, a.split("+")[0]) for m, a in _acts("shift", results)}
+        for method, act in sorted(acts):
+            groups = [results.get(slug, method, act + shift) for shift in shifts]
+            if not any(groups):
+                continue
+            before = plain.get(slug, method, act)
+            cells = [
+                "" if group is None else f"{group.values('successes').mean():.2f}"
+                for group in (before, *groups)
+            ]
+            rows.append([name, method, act, *cells])
+    head = [shift.removeprefix("+") for shift in shifts]
+    return markdown(["task", "method", "acts by", "none", *head], rows)
+
+
+def _uncertainty(found: Found) -> str:
+    rows = []
+    for measured in found.uncertainty.values():
+        for signal, values in measured["signals"].items():
+            mean, low, high = values["failure"]
+            rows.append([
+                f"{measured['task']}, {measured['demonstrations']} demonstrations", signal,
+                f"{mean:.3f} [{low:.3f}, {high:.3f}]",
+                *(f"{shifted[0]:.3f}" for shifted in values["shift"].values()),
+                f"{measured['failures']} / {measured['successes']}",
+            ])  # fmt: skip
+    head = ["setting", "signal", "AUROC failure [95%]", *(f"noise {size:g}" for size in SHIFTED_BY)]
+    return markdown([*head, "failures / successes"], rows)
+
+
+def _alarms(found: Found) -> str:
+    rows = []
+    for result in found.alarms.values():
+        cells = []
+        for which in ("of_successes", "of_failures"):
+            measured = result["alarms"].get(which)
+            cells.append(
+                ""
+                if measured is None
+                else f"{measured['rate']:.3f} [{measured['ci95'][0]:.3f}, "
+                f"{measured['ci95'][1]:.3f}] of {measured['episodes']}"
+            )
+        rows.append([result["task"], f"{result['alarm_rate']:g}", *cells])
+    return markdown(
+        ["task", "stated rate", "alarm in successful episodes", "in failed episodes"], rows
+    )
