@@ -16,8 +16,8 @@ demo: setup
 	$(BIN)/ebt-policy demo --out runs/demo
 
 lint: setup
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests lerobot_policy_ebt
+	$(BIN)/ruff format --check src tests lerobot_policy_ebt
 	$(BIN)/mypy
 
 test: lint
@@ -30,7 +30,7 @@ test-all: lint
 test-lerobot: $(LEROBOT)/.ready
 	HF_HUB_OFFLINE=1 HF_HOME=$(LEROBOT)/hub $(LEROBOT)/bin/pytest tests/lerobot -W default
 
-$(LEROBOT)/.ready: pyproject.toml scripts/setup-lerobot
+$(LEROBOT)/.ready: pyproject.toml lerobot_policy_ebt/pyproject.toml scripts/setup-lerobot
 	bash scripts/setup-lerobot $(LEROBOT)
 	touch $@
 
