@@ -44,7 +44,7 @@ def test_the_energy_of_observations_is_low_on_a_curve_and_high_off_it() -> None:
     curve = torch.tensor(np.stack([np.cos(angle), np.sin(angle), np.sin(2 * angle)], 1)).float()
     torch.manual_seed(0)
     energy = ObservationEnergy(3)
-    energy.fit(curve[:1000], seed=0)
+    energy.fit(curve[:1000], [3], seed=0, steps=1000)
     on, off = energy(curve[1000:]), energy(curve[1000:] + 0.3 * torch.randn(1000, 3))
     assert (off[None] > on[:, None]).float().mean() > 0.95
     assert not any(p.requires_grad for p in energy.parameters())
@@ -71,17 +71,40 @@ def test_a_prediction_carries_score_and_alarm_in_any_context_and_batch() -> None
     middle = float(np.median(found.score))
     made.alarm = Alarm(made.alarm.energy, [middle], 0.5, "a test")
     assert made.with_sampling(made.config.descent).predict_chunk(observations(4)).alarm.sum() == 2
-    assert made.alarm.at(0.6).threshold == middle
+
+
+def test_a_stream_that_does_not_belong_is_imagined_as_it_was_demonstrated() -> None:
+    """Two streams that are always alike: the second is taken for what the first is."""
+    torch.manual_seed(0)
+    one = torch.where(torch.rand(1000, 1) < 0.5, -1.0, 1.0) + 0.05 * torch.randn(1000, 1)
+    both = one.repeat(1, 4)  # (n, To * 1) twice
+    energy = ObservationEnergy(4)
+    energy.fit(both, [2, 2], seed=0, steps=500)
+    on = float(energy(both).quantile(0.99))
+    alarm = Alarm(energy, [on], 0.5, "a test", {"hand": both[:64, 2:]})
+    seen = {"arm": torch.tensor([[[1.0], [1.0]], [[-1.0], [-1.0]], [[1.0], [1.0]]])}
+    seen["hand"] = torch.tensor([[[1.0], [1.0]], [[1.0], [1.0]], [[5.0], [9.0]]])
+    assert (alarm.score(seen) > alarm.threshold).tolist() == [False, True, True]
+    found = alarm.imagine(seen)
+    assert torch.equal(found["arm"], seen["arm"])
+    assert torch.equal(found["hand"][0], seen["hand"][0])
+    assert torch.allclose(found["hand"][1:].mean((1, 2)), torch.tensor([-1.0, 1.0]), atol=0.15)
+    assert torch.equal(Alarm(energy, [on], 0.5, "").imagine(seen)["hand"], seen["hand"])
+    # A world that was never demonstrated is not explained by any hand.
+    lost = {"arm": torch.tensor([[[9.0], [-9.0]]]), "hand": torch.tensor([[[1.0], [1.0]]])}
+    assert torch.equal(alarm.imagine(lost)["hand"], lost["hand"])
 
 
 def test_an_alarm_is_kept_with_its_policy_and_damage_is_named(tmp_path: Path) -> None:
     made = alarmed([1.0, 2.0, 3.0])
+    made.alarm.imagined = {"state": torch.randn(7, 12)}
     save_policy(made, tmp_path)
     assert load_policy(tmp_path).alarm is None
     made.alarm.save(tmp_path)
     loaded = load_policy(tmp_path)
     assert loaded.alarm is not None
     assert loaded.alarm.threshold == 2
+    assert torch.equal(loaded.alarm.imagined["state"], made.alarm.imagined["state"])
     before, after = made.predict_chunk(observations(3)), loaded.predict_chunk(observations(3))
     assert before.score.tolist() == after.score.tolist()  # type: ignore[union-attr]
     weights = (tmp_path / ALARM_WEIGHTS).read_bytes()
@@ -109,6 +132,8 @@ def test_calibrate_by_command_then_eval_reports_alarms(tmp_path: Path) -> None:
         "--out", str(trained), "--set", "training.validation_share=0.5",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    refused = run("calibrate", str(trained), "--data", data, "--imagine", "state")
+    assert "--imagine state: the policy observes state; it can imagine one of" in refused.stderr
     refused = run("calibrate", str(trained), "--data", data, "--false-alarms", "0.01")
     assert "20 successful episodes are too few for a rate of 0.01" in refused.stderr
     assert not (trained / ALARM_FILE).exists()

@@ -53,6 +53,21 @@ def _disturbed(method: Method, disturbances: tuple[str, ...]) -> Method:
 
 
 RECOVERIES = ("+drop", "+move", "+open")
+IMAGINING = ", imagining"
+_HAND = ("robot0_gripper_qpos",)
+
+
+def _recovering(method: Method) -> Method:
+    """Every recovery, also where the policy may imagine its hand otherwise."""
+    plain = _disturbed(method, RECOVERIES)
+    first = next(act for act in method.acts if act.core)
+    imagining = tuple(
+        replace(first, name=first.name + IMAGINING + way, disturbance=way, imagines=_HAND)
+        for way in RECOVERIES
+    )
+    return replace(plain, acts=(*plain.acts, *imagining))
+
+
 SHIFTS = {
     "spread": ("+spread=1.5", "+spread=2"),
     "noise": ("+noise=0.002", "+noise=0.005", "+noise=0.01"),
@@ -62,9 +77,7 @@ SHIFTS = {
     "gain": ("+gain=0.8", "+gain=1.2"),
 }
 TASKS = Study("tasks", _TASKS, _METHODS)
-RECOVERY = Study(
-    "recovery", _WHOLE, {n: _disturbed(m, RECOVERIES) for n, m in _METHODS.items()}, work="tasks"
-)
+RECOVERY = Study("recovery", _WHOLE, {n: _recovering(m) for n, m in _METHODS.items()}, work="tasks")
 SHIFT = Study(
     "shift", _WHOLE,
     {n: _disturbed(m, tuple(s for kind in SHIFTS.values() for s in kind))

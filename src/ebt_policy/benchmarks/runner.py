@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from ebt_policy.evaluation.energy_quality import energy_quality
 from ebt_policy.evaluation.rollout import Rollout, evaluate
 from ebt_policy.policies import make_policy
 from ebt_policy.policies.base import Policy
-from ebt_policy.policies.files import load_policy
+from ebt_policy.policies.files import CONFIG_FILE, WEIGHTS_FILE, load_policy
 from ebt_policy.provenance import provenance
 from ebt_policy.training.files import TRAINING_FILE, read_summary
 from ebt_policy.windows.arrays import load_arrays
@@ -42,6 +43,7 @@ from ebt_policy.windows.windows import Windows, split_episodes
 
 QUALITY_OBSERVATIONS = 500
 _AROUND = range(-2, 7)  # chunks
+_FALSE_ALARMS = 0.1  # of held-out demonstrations, of which there are ten
 # Demonstrations that no method learns from, where an expert can make them.
 HELD_OUT_EPISODES, HELD_OUT_SEED = 60, 50_000
 
@@ -229,7 +231,7 @@ def _run_cell(cell: Cell, run: Path, work: Path, results: Path, pusht: Path) -> 
         elif act.name == LANDSCAPE:
             measured = fork_landscape(run)
         else:
-            measured = _evaluation(cell, act, run)
+            measured = _evaluation(cell, act, _imagining(act, run, data) if act.imagines else run)
         line = {
             "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
             "method": cell.method.name, "options": cell.method.options,
@@ -311,6 +313,17 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
             },
         }
     )
+
+
+def _imagining(act: Act, run: Path, data: Path) -> Path:
+    """A copy of a trained policy, with an alarm and streams that it may imagine otherwise."""
+    copy = run.with_name(f"{run.name}-imagining")
+    copy.mkdir(exist_ok=True)
+    for name in (CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE):
+        shutil.copy2(run / name, copy / name)
+    chosen = [part for name in act.imagines for part in ("--imagine", name)]
+    _command("calibrate", copy, "--data", data, "--false-alarms", _FALSE_ALARMS, *chosen)
+    return copy
 
 
 def _energy_around(records: list[dict[str, Any]], action_steps: int) -> dict[str, float]:

@@ -32,12 +32,15 @@ class Act:
         core: whether it is measured for every number of demonstrations and share of the budget,
             or only for the most.
         disturbance: added to the task's name, as ``--task`` takes it; empty for none.
+        imagines: streams that the policy may imagine otherwise (``calibrate --imagine``); its
+            alarm is calibrated on held-out demonstrations.
     """
 
     name: str
     settings: tuple[str, ...] = ()
     core: bool = False
     disturbance: str = ""
+    imagines: tuple[str, ...] = ()
 
     @property
     def is_rollout(self) -> bool:

@@ -237,6 +237,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="successful ones of the task (default: 400)",
     )  # fmt: skip
     calibrate.add_argument("--seed", metavar="S", type=int, default=500_000, help="first start")
+    calibrate.add_argument(
+        "--imagine", metavar="STREAM", action="append", default=[],
+        help="where the alarm goes off, plan as if this stream of the robot's own state were as "
+        "demonstrated, e.g. robot0_gripper_qpos (may be given again)",
+    )  # fmt: skip
 
     merge = _command(
         commands, "merge", _merge, "join evaluations of one policy on different starts",
@@ -638,7 +643,7 @@ def _calibrate(options: argparse.Namespace) -> None:
 
     alarm = calibrate(
         Path(options.run), open_demonstrations(options.data), options.false_alarms, options.task,
-        options.episodes, options.seed,
+        options.episodes, options.seed, options.imagine,
     )  # fmt: skip
     print(
         f"{options.run}: alarm above {alarm.threshold:.4g}, at most {alarm.rate:g} of successful "

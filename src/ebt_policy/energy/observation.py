@@ -6,12 +6,18 @@ not determine it, and energies under different observations cannot be compared. 
 missing term, learned by the same rule as the chunk's (one unit step lands on the demonstration,
 see :mod:`ebt_policy.objectives.basin`) with the observation in the place of the chunk:
 
-    F(o) = 1/2 || o - g(o) ||^2,      L = || g(o + s n) - o ||^2,   s ~ U(0, noise),  n ~ N(0, I)
+    F(o) = 1/2 || o - g(o) ||^2,      L = || g(c(o)) - o ||^2
 
-With g frozen the step is o - g(o), so g lands where o would be if it had been demonstrated.
+With g frozen the step is o - g(o), so g lands where o would be if it had been demonstrated. c adds
+normal noise of a size drawn from U(0, noise), and exchanges each stream, now and then, for that of
+another window: g learns what each stream is to be, given the others, and F is high where they do
+not belong together (a closed gripper far from everything), however far from each other the
+demonstrated values are.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +25,8 @@ from torch import Tensor, nn
 from ebt_policy.shapes import Float
 
 _NOISE = 0.1  # of the range [-1, 1] of the demonstrations
-_STEPS, _BATCH, _LEARNING_RATE = 3_000, 128, 1e-3
+_EXCHANGED = 0.25  # of the windows, for each stream
+_STEPS, _BATCH, _LEARNING_RATE = 4_000, 256, 1e-3
 
 
 class ObservationEnergy(nn.Module):
@@ -30,7 +37,7 @@ class ObservationEnergy(nn.Module):
         width: of the two hidden layers.
     """
 
-    def __init__(self, features: int, width: int = 128) -> None:
+    def __init__(self, features: int, width: int = 256) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(features, width), nn.GELU(), nn.Linear(width, width), nn.GELU(),
@@ -41,22 +48,36 @@ class ObservationEnergy(nn.Module):
         """F of each window."""
         return 0.5 * (windows - self.layers(windows)).square().sum(1)
 
-    def fit(self, windows: Float[Tensor, "n d"], seed: int) -> None:
+    def fit(
+        self, windows: Float[Tensor, "n d"], streams: Sequence[int], seed: int, steps: int = _STEPS
+    ) -> None:
         """Learn from demonstrated windows; some seconds on a CPU.
 
         Args:
             windows: normalised.
-            seed: of batches and noise.
+            streams: how many features of a window each stream has, in their order.
+            seed: of batches and corruptions.
+            steps: of training.
         """
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.Adam(self.parameters(), _LEARNING_RATE)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, _STEPS)
-        for _ in range(_STEPS):
-            chosen = torch.randint(len(windows), (_BATCH,), generator=generator)
-            clean = windows[chosen]
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+
+        def some() -> Tensor:
+            return windows[torch.randint(len(windows), (_BATCH,), generator=generator)]
+
+        for _ in range(steps):
+            clean = some()
+            corrupt = clean
+            if len(streams) > 1:
+                chosen = torch.rand(_BATCH, len(streams), generator=generator) < _EXCHANGED
+                mask = chosen.repeat_interleave(torch.tensor(streams), 1)
+                # Each stream from a window of its own.
+                mixed = [some().split(list(streams), 1)[i] for i in range(len(streams))]
+                corrupt = torch.where(mask, torch.cat(mixed, 1), clean)
             size = _NOISE * torch.rand(_BATCH, 1, generator=generator)
-            noised = clean + size * torch.randn(clean.shape, generator=generator)
-            loss = (self.layers(noised) - clean).square().mean()
+            corrupt = corrupt + size * torch.randn(clean.shape, generator=generator)
+            loss = (self.layers(corrupt) - clean).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

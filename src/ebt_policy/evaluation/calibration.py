@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ebt_policy.config import TrainingConfig, from_json
@@ -20,6 +22,7 @@ from ebt_policy.training.files import TRAINING_FILE
 from ebt_policy.windows.arrays import load_arrays
 from ebt_policy.windows.windows import Windows, split_episodes
 
+_IMAGINED = 256  # demonstrated values of each stream that may be imagined
 _LEAST_SUCCESS = 0.2
 
 
@@ -27,8 +30,31 @@ def learn_observations(policy: Policy, windows: Windows, seed: int) -> Observati
     """The energy of observations, from windows that the policy was trained on."""
     batch = windows.gather(torch.arange(len(windows)))
     energy = ObservationEnergy(policy.window_features)
-    energy.fit(flat(policy.normalise_observation(batch.observations)), seed)
+    observation = policy.normalise_observation(batch.observations)
+    sizes = [observation[name][0].numel() for name in sorted(observation)]
+    energy.fit(flat(observation), sizes, seed)
     return energy
+
+
+def _demonstrated(
+    policy: Policy, windows: Windows, streams: Sequence[str], seed: int
+) -> dict[str, Tensor]:
+    """Some demonstrated values of the streams that the robot may imagine (n, To * features).
+
+    Raises:
+        UserError: the policy has no such stream, or no other one to judge it by.
+    """
+    for name in streams:
+        if name not in policy.stream_names or len(policy.stream_names) == 1:
+            raise UserError(
+                f"--imagine {name}: the policy observes {', '.join(policy.stream_names)}; it can "
+                "imagine one of several streams"
+            )
+    random = np.random.default_rng(seed)
+    count = min(_IMAGINED, len(windows))
+    chosen = torch.from_numpy(random.choice(len(windows), count, replace=False))
+    observation = policy.normalise_observation(windows.gather(chosen).observations)
+    return {name: observation[name].flatten(1).contiguous() for name in streams}
 
 
 def calibrate(
@@ -38,6 +64,7 @@ def calibrate(
     task: str | None,
     episodes: int,
     seed: int,
+    imagined: Sequence[str] = (),
 ) -> Alarm:
     """Make a policy's alarm and save it with the policy.
 
@@ -53,6 +80,8 @@ def calibrate(
         task: where to roll the policy out; None for none.
         episodes: successful ones, of the task.
         seed: of the first start.
+        imagined: streams of the robot's own state that it may imagine otherwise where the alarm
+            goes off, see :meth:`Alarm.imagine`.
 
     Raises:
         UserError: the policy sees images, the demonstrations do not fit it, there are too few
@@ -75,6 +104,7 @@ def calibrate(
     trained, held_out = (
         Windows(arrays, demonstrations.episode_ends, part, policy.config.windows) for part in parts
     )
+    values = _demonstrated(policy, trained, imagined, seed)
     energy = learn_observations(policy, trained, seed)
     unset = Alarm(energy, [0.0], 0.5, "")
     if task is None:
@@ -83,7 +113,7 @@ def calibrate(
     else:
         highest = _of_task(run, policy, unset, task, episodes, seed)
         source = f"{len(highest)} successful episodes of {task} from seed {seed} on"
-    alarm = Alarm(energy, highest, rate, source)
+    alarm = Alarm(energy, highest, rate, source, values)
     alarm.save(run)
     return alarm
 

@@ -4,13 +4,20 @@ Its score is the energy of the observation (:mod:`ebt_policy.energy.observation`
 conformal (Vovk et al. 2005; for robots' failures arXiv 2503.08558): with the highest score of each
 of n successful episodes, sorted, the k-th with k = ceil((n + 1)(1 - rate)) is exceeded by at most
 ``rate`` of all further successful episodes of the same kind.
+
+It can do more than tell. Above the threshold, the energy may be descended over the streams that
+the robot may *imagine* otherwise (its own state, never the world's): of the values that were
+demonstrated for such a stream the one of the lowest energy is taken, if with it the observation
+is as the demonstrations are. A hand that has closed on nothing is then planned for as the open
+hand that was demonstrated there, and the plan opens it and grasps again, which no demonstration
+shows.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +45,22 @@ class Alarm:
         episodes: highest score of each successful episode that it is calibrated on.
         rate: of false alarms, per successful episode.
         source: what the episodes were, in words.
+        imagined: of each stream that may be imagined, demonstrated values (n, To * features).
 
     Raises:
         UserError: there are too few episodes for this rate.
     """
 
     def __init__(
-        self, energy: ObservationEnergy, episodes: Sequence[float], rate: float, source: str
+        self,
+        energy: ObservationEnergy,
+        episodes: Sequence[float],
+        rate: float,
+        source: str,
+        imagined: Mapping[str, Float[Tensor, "n _"]] | None = None,
     ) -> None:
         self.energy, self.rate, self.source = energy, rate, source
+        self.imagined = dict(imagined or {})
         self.episodes = sorted(float(score) for score in episodes)
         self.threshold = conformal_threshold(self.episodes, rate)
 
@@ -56,9 +70,29 @@ class Alarm:
             scores: np.ndarray = self.energy(flat(observation)).cpu().numpy()
         return scores
 
-    def at(self, rate: float) -> Alarm:
-        """The same alarm at another rate of false alarms."""
-        return Alarm(self.energy, self.episodes, rate, self.source)
+    def imagine(self, observation: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The observations to plan for: as they are, or with one stream imagined otherwise.
+
+        Args:
+            observation: normalised streams (b, To, features).
+        """
+        if not self.imagined:
+            return observation
+        changed = {name: values.clone() for name, values in observation.items()}
+        for row in np.flatnonzero(self.score(observation) > self.threshold):
+            one = {name: values[row : row + 1] for name, values in observation.items()}
+            best = self.threshold
+            for name, values in self.imagined.items():
+                shape = (len(values), *one[name].shape[1:])
+                every = {key: part.expand(len(values), -1, -1) for key, part in one.items()}
+                every[name] = values.to(one[name].device).reshape(shape)
+                scores = self.score(every)
+                if scores.min() < best:
+                    best = float(scores.min())
+                    for key in self.imagined:
+                        changed[key][row] = observation[key][row]
+                    changed[name][row] = every[name][int(scores.argmin())]
+        return changed
 
     def save(self, folder: Path) -> None:
         """Write it into a policy's folder.
@@ -72,9 +106,11 @@ class Alarm:
 
         described: dict[str, Any] = {
             "rate": self.rate, "threshold": self.threshold, "source": self.source,
-            "episodes": self.episodes,
+            "episodes": self.episodes, "imagined": sorted(self.imagined),
         }  # fmt: skip
-        replace_file(folder / ALARM_WEIGHTS, save(self.energy.state_dict()))
+        weights = {f"energy.{name}": value for name, value in self.energy.state_dict().items()}
+        values = {f"imagined.{name}": value for name, value in self.imagined.items()}
+        replace_file(folder / ALARM_WEIGHTS, save(weights | values))
         replace_file(folder / ALARM_FILE, (json.dumps(described, indent=1) + "\n").encode())
 
     @classmethod
@@ -96,8 +132,10 @@ class Alarm:
         energy = ObservationEnergy(features)
         try:
             found = json.loads((folder / ALARM_FILE).read_text())
-            energy.load_state_dict(load((folder / ALARM_WEIGHTS).read_bytes()))
-            alarm = cls(energy, found["episodes"], found["rate"], found["source"])
+            tensors = load((folder / ALARM_WEIGHTS).read_bytes())
+            imagined = {name: tensors.pop(f"imagined.{name}") for name in found["imagined"]}
+            energy.load_state_dict({k.removeprefix("energy."): v for k, v in tensors.items()})
+            alarm = cls(energy, found["episodes"], found["rate"], found["source"], imagined)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{folder / ALARM_FILE}: damaged, or of another policy ({error}); calibrate again, "

@@ -317,8 +317,11 @@ class Policy(nn.Module):
                         torch.tensor(previous, device=device, dtype=torch.float32)
                     )
                 observation = self.normalise_observation(raw)
+                score = None
+                if self.alarm is not None:
+                    score = self.alarm.score(observation)
+                    observation = self.alarm.imagine(observation)
                 chunk, evaluations, trace = self.sample(observation, generators, before)
-                score = None if self.alarm is None else self.alarm.score(observation)
                 plan = self.action_normaliser.unnormalise(chunk.clamp(-1, 1)).cpu().numpy()
         finally:
             self.train(was_training)
