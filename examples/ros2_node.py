@@ -83,7 +83,8 @@ class PolicyNode(Node):
             self.get_logger().error(str(error), throttle_duration_sec=1.0)
             return
         if self.client.reply.get("alarm"):
-            self.get_logger().warning("the policy server holds", throttle_duration_sec=1.0)
+            what = "is off its demonstrations" if self.client.reply["num_steps"] else "holds"
+            self.get_logger().warning(f"the policy {what}", throttle_duration_sec=1.0)
         self.commands.publish(Float64MultiArray(data=action.tolist()))
 
 

@@ -43,9 +43,11 @@ from ebt_policy.config import (
     ServerConfig,
     StreamConfig,
 )
+from ebt_policy.energy.observation import ObservationEnergy
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.rollout import Rollout, evaluate
 from ebt_policy.policies import Policy, make_policy
+from ebt_policy.policies.alarm import Alarm
 from ebt_policy.serving.episode import Episode
 from ebt_policy.serving.limits import ActionLimits, read_limits
 from ebt_policy.serving.protocol import MAX_DEPTH, MAX_ITEMS, pack, unpack
@@ -640,6 +642,19 @@ def test_actions_that_are_not_numbers_are_never_sent() -> None:
         assert np.array_equal(held["actions"], np.tile(first["actions"][-1], (8, 1)))
         connection.send(pack({**one(), "reset": True}))
         assert "not finite" in connection.recv()
+
+
+def test_an_observation_off_the_demonstrations_is_told_and_acted_on() -> None:
+    made = policy(policy="regression")
+    made.alarm = Alarm(ObservationEnergy(made.window_features), [0.0], 0.5, "a test")
+    with served(made) as port, raw(port) as connection:
+        reply = ask(connection, one())
+        assert reply["alarm"] is True
+        assert reply["num_steps"] == 1
+        assert reply["observation_energy"] > 0
+        with PolicyClient(port=port) as client:
+            actions = [client.select_action(one()) for _ in range(3)]
+        assert np.array_equal(actions, reply["actions"][:3])  # the chunk, not one action of it
 
 
 # -- our client ----------------------------------------------------------------------------

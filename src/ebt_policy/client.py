@@ -96,8 +96,8 @@ class PolicyClient:
         else:
             last = {} if self._last_action is None else {"last_action": self._last_action}
             actions = self.infer({**observation, **last})["actions"]
-            # After an alarm ask again at once: a hold command is for one step.
-            self._queue.extend(actions[:1] if self.reply.get("alarm") else actions)
+            # A hold command, which took no step of the policy, is for one step: then ask again.
+            self._queue.extend(actions if self.reply["num_steps"] else actions[:1])
         self._last_action = self._queue.popleft().copy()
         return self._last_action
 

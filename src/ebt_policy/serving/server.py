@@ -186,6 +186,9 @@ class PolicyServer:
         reply = {"actions": actions, "num_steps": int(chunk.evaluations[0]), **timing}
         if chunk.trace is not None:
             reply["energy"] = float(chunk.trace.energy[0, -1])
+        if chunk.score is not None and chunk.alarm is not None:
+            reply["observation_energy"] = float(chunk.score[0])
+            reply["alarm"] = bool(chunk.alarm[0])
         if due is not None and loop.time() > due:
             reply["alarm"] = True
         return reply
