@@ -13,7 +13,8 @@ Of robosuite's, something that goes wrong once an episode, about the first grasp
 * ``move``: the object is put 3 to 8 cm aside just before it is grasped;
 * ``open``: the gripper that has just closed opens for five steps.
 
-Such an episode has a whole horizon left from then on. And factors of what was demonstrated:
+The object stays on the table, or in that part of the bin where it may lie at the start. Such an
+episode has a whole horizon left from then on. And factors of what was demonstrated:
 ``spread=F`` of the range of starts, ``mass=F`` and ``friction=F`` of the object, ``gain=F`` of
 the arm's controller.
 """

@@ -222,8 +222,6 @@ class RobosuiteEnvironment(Environment):
 class _Grasping(Grasping):
     """The gripper of the first robot and the first object; see the base class."""
 
-    _ROOM = 0.02  # m that an object keeps from the ends of the area of starts
-
     def __init__(self, scene: RobosuiteEnvironment, environment: Any, thing: Any) -> None:
         self._scene, self._environment, self._thing = scene, environment, thing
 
@@ -250,7 +248,7 @@ class _Grasping(Grasping):
         for _ in range(50):
             angle, length = random.uniform(0, 2 * np.pi), random.uniform(least, most)
             there = here[:2] + length * np.array([np.cos(angle), np.sin(angle)])
-            if (there > low + self._ROOM).all() and (there < high - self._ROOM).all():
+            if (there > low + _MARGIN).all() and (there < high - _MARGIN).all():
                 sim, joint = self._environment.sim, self._thing.joints[0]
                 pose = sim.data.get_joint_qpos(joint).copy()
                 pose[:3] += np.append(there, height) - here
