@@ -14,6 +14,7 @@ import torch
 
 from conftest import episodes, observations, policy
 from ebt_policy import load_policy, save_policy
+from ebt_policy.config import PolicyConfig, StreamConfig, TrainingConfig
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import write_robomimic
 from ebt_policy.energy.observation import ObservationEnergy
@@ -21,7 +22,8 @@ from ebt_policy.errors import UserError
 from ebt_policy.evaluation import calibration
 from ebt_policy.evaluation.calibration import calibrate
 from ebt_policy.evaluation.rollout import EpisodeRecord, Visit
-from ebt_policy.policies.alarm import ALARM_FILE, ALARM_WEIGHTS, Alarm, conformal_threshold
+from ebt_policy.policies.alarm import ALARM_FILE, Alarm, conformal_threshold
+from ebt_policy.training.trainer import train
 
 
 def test_the_threshold_is_exceeded_as_rarely_as_promised() -> None:
@@ -90,32 +92,34 @@ def test_a_stream_that_does_not_belong_is_imagined_as_it_was_demonstrated() -> N
     assert torch.equal(found["hand"][0], seen["hand"][0])
     assert torch.allclose(found["hand"][1:].mean((1, 2)), torch.tensor([-1.0, 1.0]), atol=0.15)
     assert torch.equal(Alarm(energy, [on], 0.5, "").imagine(seen)["hand"], seen["hand"])
-    # A world that was never demonstrated is not explained by any hand.
-    lost = {"arm": torch.tensor([[[9.0], [-9.0]]]), "hand": torch.tensor([[[1.0], [1.0]]])}
-    assert torch.equal(alarm.imagine(lost)["hand"], lost["hand"])
+    assert (alarm.score(found) < alarm.score(seen))[1:].all()
 
 
-def test_an_alarm_is_kept_with_its_policy_and_damage_is_named(tmp_path: Path) -> None:
+def test_an_alarm_is_kept_with_its_policy_and_no_other(tmp_path: Path) -> None:
     made = alarmed([1.0, 2.0, 3.0])
     made.alarm.imagined = {"state": torch.randn(7, 12)}
     save_policy(made, tmp_path)
-    assert load_policy(tmp_path).alarm is None
-    made.alarm.save(tmp_path)
     loaded = load_policy(tmp_path)
     assert loaded.alarm is not None
     assert loaded.alarm.threshold == 2
     assert torch.equal(loaded.alarm.imagined["state"], made.alarm.imagined["state"])
-    before, after = made.predict_chunk(observations(3)), loaded.predict_chunk(observations(3))
-    assert before.score.tolist() == after.score.tolist()  # type: ignore[union-attr]
-    weights = (tmp_path / ALARM_WEIGHTS).read_bytes()
-    for name, content in [
-        (ALARM_WEIGHTS, weights[:100]), (ALARM_FILE, b"{"), (ALARM_FILE, b'{"rate": 0.5}'),
-    ]:  # fmt: skip
-        kept = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=r"alarm\.json: damaged, or of another policy"):
+    before, after = (p.alarm.score(p.normalise_observation(tensors())) for p in (made, loaded))
+    assert before.tolist() == after.tolist()
+    assert load_policy(tmp_path, with_alarm=False).alarm is None
+
+    content = (tmp_path / ALARM_FILE).read_bytes()
+    for damaged in (content[:100], b"", content.replace(b"energy.layers.0", b"energy.layers.9")):
+        (tmp_path / ALARM_FILE).write_bytes(damaged)
+        with pytest.raises(UserError, match=r"alarm\.safetensors: damaged"):
             load_policy(tmp_path)
-        (tmp_path / name).write_bytes(kept)
+    (tmp_path / ALARM_FILE).write_bytes(content)
+    save_policy(policy(seed=5), tmp_path)  # other weights in its place
+    with pytest.raises(UserError, match="was calibrated for other weights"):
+        load_policy(tmp_path)
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(values) for name, values in observations(3).items()}
 
 
 def test_calibrate_by_command_then_eval_reports_alarms(tmp_path: Path) -> None:
@@ -174,7 +178,14 @@ def test_calibrate_gives_up_on_a_policy_that_hardly_succeeds(
 
 def test_calibrate_needs_the_demonstrations_of_the_policy(tmp_path: Path) -> None:
     save_policy(policy(), tmp_path / "saved")
-    write_robomimic(tmp_path / "data.hdf5", episodes([10, 12]), "point", {})
-    opened = open_demonstrations(tmp_path / "data.hdf5")
+    data, other = str(tmp_path / "data.hdf5"), str(tmp_path / "other.hdf5")
+    write_robomimic(Path(data), episodes([30, 30, 30]), "point", {})
+    write_robomimic(Path(other), episodes([30, 30, 30], seed=1), "point", {})
     with pytest.raises(UserError, match=r"training\.json: no such file"):
-        calibrate(tmp_path / "saved", opened, 0.05, None, 10, 0)
+        calibrate(tmp_path / "saved", data, 0.05, None, 10, 0)
+    opened = open_demonstrations(data)
+    config = PolicyConfig.of_preset("tiny", "regression", {"state": StreamConfig((3,))}, 2)
+    training = TrainingConfig(data="data.hdf5", steps=1, batch_size=4, learning_rate=1e-3)
+    train(opened, config, training, tmp_path / "run", resume=False)
+    with pytest.raises(UserError, match=r"other\.hdf5: .* was trained on data\.hdf5 with other"):
+        calibrate(tmp_path / "run", other, 0.05, None, 10, 0)

@@ -130,22 +130,37 @@ def test_an_object_is_moved_before_it_is_grasped_and_the_expert_follows() -> Non
     assert episode.outcome.success  # this expert looks where the object is
 
 
-def test_factors_change_the_model_and_the_starts() -> None:
-    plain, varied = make_task("robosuite/Lift").make(), None
-    for name in ("mass=2", "friction=0.5", "gain=0.8", "spread=2"):
-        varied = make_task(f"robosuite/Lift+{name}").make()
-        one: Any = plain._environment  # type: ignore[attr-defined]
-        two: Any = varied._environment  # type: ignore[attr-defined]
-        body = one.sim.model.body_name2id("cube_main")
-        geom = one.sim.model.geom_name2id("cube_g0")
-        ratios = {
-            "mass": two.sim.model.body_mass[body] / one.sim.model.body_mass[body],
-            "friction": two.sim.model.geom_friction[geom][0] / one.sim.model.geom_friction[geom][0],
-            "gain": two.robots[0].part_controllers["right"].kp[0] / 150,
-            "spread": np.ptp(two.placement_initializer.x_range) / 0.06,
+def test_factors_hold_in_an_episode() -> None:
+    def measured(name: str) -> dict[str, float]:
+        environment: Any = make_task(name).make()
+        environment.reset(0)
+        scene = environment._environment
+        for _ in range(3):  # until the cube lies
+            environment.step(np.zeros(7, np.float32))
+        body = scene.sim.model.body_name2id("cube_main")
+        cube = scene.sim.model.geom_name2id("cube_g0")
+        touching = [c for c in scene.sim.data._data.contact if cube in (c.geom1, c.geom2)]
+        found = {
+            "mass": scene.sim.model.body_mass[body],
+            "friction": touching[0].friction[0],
+            "gain": scene.robots[0].part_controllers["right"].kp[0],
+            "spread": np.ptp(scene.placement_initializer.x_range),
         }
-        kind, factor = name.split("=")
-        assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0) | {kind: float(factor)})
-        varied.reset(0)  # and it holds after a reset
-        assert ratios["mass"] == two.sim.model.body_mass[body] / one.sim.model.body_mass[body]
-        varied.close()
+        environment.close()
+        return found
+
+    plain = measured("robosuite/Lift")
+    for kind, factor in (("mass", 2.0), ("friction", 0.5), ("gain", 0.8), ("spread", 2.0)):
+        varied = measured(f"robosuite/Lift+{kind}={factor:g}")
+        ratios = {name: varied[name] / plain[name] for name in plain}
+        assert ratios == pytest.approx(dict.fromkeys(plain, 1.0) | {kind: factor})
+
+
+def test_disturbances_may_follow_each_other_in_any_order() -> None:
+    for name in ("robosuite/Lift+noise=0.001+drop", "robosuite/Lift+drop+noise=0.001"):
+        task = make_task(name)
+        assert task.horizon == 2 * make_task("robosuite/Lift").horizon
+        environment = task.make()
+        environment.reset(0)
+        assert environment.facts()["disturbed_at"] is None
+        environment.close()

@@ -429,8 +429,8 @@ def test_train_on_images_and_roll_out(pusht_file: Path, tmp_path: Path) -> None:
     assert pictures.dtype == np.uint8
     assert (pictures != observed(first, "img")).any()  # rendered anew along the episode
     assert observed(last, "state").shape == (2, 5)
-    with pytest.raises(UserError, match=r"sees images \(img\); an alarm tells of numbers only"):
-        calibrate(run, demonstrations, 0.1, None, 1, 0)
+    with pytest.raises(UserError, match=r"sees images \(img\); the energy of observations is of"):
+        calibrate(run, str(demonstrations.path), 0.1, None, 1, 0)
 
 
 def test_resumed_training_draws_the_same_crops(pusht_file: Path, tmp_path: Path) -> None:

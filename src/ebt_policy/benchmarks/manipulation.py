@@ -58,12 +58,12 @@ _HAND = ("robot0_gripper_qpos",)
 
 
 def _recovering(method: Method) -> Method:
-    """Every recovery, also where the policy may imagine its hand otherwise."""
+    """Every recovery, also where the policy may imagine its hand otherwise; and undisturbed so."""
     plain = _disturbed(method, RECOVERIES)
     first = next(act for act in method.acts if act.core)
     imagining = tuple(
         replace(first, name=first.name + IMAGINING + way, disturbance=way, imagines=_HAND)
-        for way in RECOVERIES
+        for way in ("", *RECOVERIES)
     )
     return replace(plain, acts=(*plain.acts, *imagining))
 

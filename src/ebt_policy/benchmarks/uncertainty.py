@@ -1,10 +1,10 @@
 """``bench uncertainty``: do energies tell that an episode will fail, or that the scene is another?
 
 Every signal is computed at each chunk of the same episodes. An episode's score is the highest of
-its first m chunks, m the median number of chunks of a successful one, so that a failure is not
-recognised by its length. AUROC: how often a failed episode scores above a successful one; and how
-often an observation of a successful episode scores higher once it has been shifted than another as
-it was.
+its first m chunks, m such that nine in ten successful ones have as many; those that are shorter
+are left out, so that a failure is not recognised by its length. AUROC: how often a failed episode
+scores above a successful one; and how often an observation of a successful episode scores higher
+once it has been shifted than another as it was.
 """
 
 from __future__ import annotations
@@ -19,21 +19,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ebt_policy.config import TrainingConfig, from_json
-from ebt_policy.demonstrations import Demonstrations
 from ebt_policy.descent import rms
+from ebt_policy.energy.observation import BATCH, LEARNING_RATE, STEPS
 from ebt_policy.errors import UserError
-from ebt_policy.evaluation.calibration import learn_observations
+from ebt_policy.evaluation.calibration import learn_observations, one_thread, training_windows
 from ebt_policy.evaluation.rollout import Rollout, Visit, visits
 from ebt_policy.policies.alarm import flat
-from ebt_policy.policies.base import Policy
 from ebt_policy.policies.diffusion import DiffusionPolicy
 from ebt_policy.policies.ebt import EnergyPolicy
 from ebt_policy.policies.files import load_policy
 from ebt_policy.provenance import provenance
-from ebt_policy.training.files import TRAINING_FILE
-from ebt_policy.windows.arrays import load_arrays
-from ebt_policy.windows.windows import Windows, split_episodes
+from ebt_policy.windows.windows import Windows
 
 _STARTS = 8  # chunks whose spread is measured
 _RESAMPLES = 2_000
@@ -47,7 +43,7 @@ Signals = dict[str, np.ndarray]
 def measure_uncertainty(
     run: Path,
     diffusion_run: Path,
-    demonstrations: Demonstrations,
+    data: str,
     task: str,
     episodes: int,
     seed: int,
@@ -57,7 +53,7 @@ def measure_uncertainty(
     Args:
         run: of the energy policy.
         diffusion_run: of a Diffusion Policy trained on the same demonstrations.
-        demonstrations: what both were trained on.
+        data: path of the demonstrations that both were trained on.
         task: where to roll out; disturbances may follow its name.
         episodes: how many.
         seed: of the first start.
@@ -65,16 +61,17 @@ def measure_uncertainty(
     Raises:
         UserError: a run holds another kind of policy, or all episodes end alike.
     """
-    torch.set_num_threads(1)  # small products, which more threads only slow down
-    policy, other = load_policy(run), load_policy(diffusion_run)
+    policy, other = (load_policy(folder, with_alarm=False) for folder in (run, diffusion_run))
     if not isinstance(policy, EnergyPolicy) or not isinstance(other, DiffusionPolicy):
         raise UserError(
             f"{run} holds --policy {policy.config.policy}, {diffusion_run} --policy "
             f"{other.config.policy}; the first must be ebt, the second diffusion"
         )
+    trained, _ = training_windows(run, policy, data)
+    training_windows(diffusion_run, other, data)  # the same data
+    names = policy.stream_names
     torch.manual_seed(seed)
-    names, training_windows = _training_windows(run, policy, demonstrations)
-    signals = _signals(policy, other, training_windows, seed)
+    signals = _signals(policy, other, trained, seed)
     rollout = visits(Rollout(str(run), task), seed)
     seen = list(tqdm(itertools.islice(rollout, episodes), desc=task, total=episodes, unit="ep"))
     rollout.close()
@@ -82,7 +79,9 @@ def measure_uncertainty(
     if failed.all() or not failed.any():
         raise UserError(f"{task}: {failed.sum()} of {episodes} episodes failed; AUROC needs both")
     lengths = [len(visit.windows) for visit in seen if visit.record.success]
-    first = int(np.median(lengths))
+    first = int(np.quantile(lengths, 0.1, method="lower"))
+    seen = [visit for visit in seen if len(visit.windows) >= first]
+    failed = np.array([not visit.record.success for visit in seen])
     each = [signals(_stack(visit.windows[:first], names)) for visit in tqdm(seen, desc="signals")]
     calm = _stack(_windows_of([visit for visit in seen if visit.record.success]), names)
     plain = signals(calm)
@@ -100,7 +99,7 @@ def measure_uncertainty(
     return {
         "task": task, "episodes": episodes, "first_seed": seed, "failures": int(failed.sum()),
         "successes": int((~failed).sum()), "chunks_looked_at": first, "signals": rows,
-        "data": demonstrations.path.name, "demonstrations": demonstrations.episodes,
+        "data": Path(data).name, "demonstrations": len(trained.first.unique()),
         **provenance(),
     }  # fmt: skip
 
@@ -119,17 +118,6 @@ def auroc(above: np.ndarray, below: np.ndarray) -> list[float]:
         for _ in range(_RESAMPLES)
     ]
     return [round(x, 4) for x in (share(above, below), *np.percentile(drawn, [2.5, 97.5]))]
-
-
-def _training_windows(
-    run: Path, policy: Policy, demonstrations: Demonstrations
-) -> tuple[list[str], Windows]:
-    path = run / TRAINING_FILE
-    training = from_json(TrainingConfig, path.read_text(), str(path))
-    arrays = load_arrays(demonstrations, policy.config.streams)
-    part, _ = split_episodes(demonstrations.episodes, training.validation_share, training.seed)
-    windows = Windows(arrays, demonstrations.episode_ends, part, policy.config.windows)
-    return policy.stream_names, windows
 
 
 def _windows_of(seen: list[Visit]) -> list[dict[str, np.ndarray]]:
@@ -156,7 +144,8 @@ def _signals(
     learned = learn_observations(policy, trained, seed)
     batch = trained.gather(torch.arange(len(trained)))
     known = flat(policy.normalise_observation(batch.observations))
-    distillation, reconstruction = _distilled(known), _reconstruction(known)
+    with one_thread():
+        distillation, reconstruction = _distilled(known), _reconstruction(known)
 
     def some(windows: dict[str, np.ndarray]) -> dict[str, Tensor]:
         observation = policy.normalise_observation(
@@ -205,11 +194,10 @@ def _layers(*widths: int) -> nn.Sequential:
 
 def _fit(parameters: list[nn.Parameter], known: Tensor, error: Callable[[Tensor], Tensor]) -> None:
     """As many steps, of as many windows, as the energy of observations gets."""
-    steps, batch = 3_000, 128
-    optimizer = torch.optim.Adam(parameters, 1e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    for _ in range(steps):
-        loss = error(known[torch.randint(len(known), (batch,))]).mean()
+    optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
+    for _ in range(STEPS):
+        loss = error(known[torch.randint(len(known), (BATCH,))]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -218,7 +206,7 @@ def _fit(parameters: list[nn.Parameter], known: Tensor, error: Callable[[Tensor]
 
 def _distilled(known: Tensor) -> Callable[[Tensor], Tensor]:
     """Error of a network that imitates a random one on the demonstrations (arXiv 1810.12894)."""
-    target, learner = (_layers(known.shape[1], 128, 128, 64) for _ in range(2))
+    target, learner = (_layers(known.shape[1], 256, 256, 64) for _ in range(2))
     for weights in target.parameters():
         weights.requires_grad_(False).mul_(2)
 
@@ -231,7 +219,7 @@ def _distilled(known: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _reconstruction(known: Tensor) -> Callable[[Tensor], Tensor]:
     """Error of an autoencoder with a code of eight numbers."""
-    network = nn.Sequential(_layers(known.shape[1], 128, 8), _layers(8, 128, known.shape[1]))
+    network = nn.Sequential(_layers(known.shape[1], 256, 8), _layers(8, 256, known.shape[1]))
 
     def error(rows: Tensor) -> Tensor:
         return (network(rows) - rows).square().mean(1)

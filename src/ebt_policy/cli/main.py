@@ -638,11 +638,10 @@ def _eval(options: argparse.Namespace) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    from ebt_policy.demonstrations import open_demonstrations
     from ebt_policy.evaluation.calibration import calibrate
 
     alarm = calibrate(
-        Path(options.run), open_demonstrations(options.data), options.false_alarms, options.task,
+        Path(options.run), options.data, options.false_alarms, options.task,
         options.episodes, options.seed, options.imagine,
     )  # fmt: skip
     print(
@@ -774,11 +773,10 @@ def _bench_study(options: argparse.Namespace) -> None:
 
 def _bench_uncertainty(options: argparse.Namespace) -> None:
     from ebt_policy.benchmarks.uncertainty import measure_uncertainty
-    from ebt_policy.demonstrations import open_demonstrations
 
     measured = measure_uncertainty(
-        Path(options.run), Path(options.diffusion), open_demonstrations(options.data),
-        options.task, options.episodes, options.seed,
+        Path(options.run), Path(options.diffusion), options.data, options.task,
+        options.episodes, options.seed,
     )  # fmt: skip
     print(f"{measured['task']}: {measured['failures']} failures, {measured['successes']} successes")
     for name, found in measured["signals"].items():

@@ -26,7 +26,7 @@ from ebt_policy.shapes import Float
 
 _NOISE = 0.1  # of the range [-1, 1] of the demonstrations
 _EXCHANGED = 0.25  # of the windows, for each stream
-_STEPS, _BATCH, _LEARNING_RATE = 4_000, 256, 1e-3
+STEPS, BATCH, LEARNING_RATE = 6_000, 256, 1e-3
 
 
 class ObservationEnergy(nn.Module):
@@ -49,7 +49,7 @@ class ObservationEnergy(nn.Module):
         return 0.5 * (windows - self.layers(windows)).square().sum(1)
 
     def fit(
-        self, windows: Float[Tensor, "n d"], streams: Sequence[int], seed: int, steps: int = _STEPS
+        self, windows: Float[Tensor, "n d"], streams: Sequence[int], seed: int, steps: int = STEPS
     ) -> None:
         """Learn from demonstrated windows; some seconds on a CPU.
 
@@ -60,22 +60,22 @@ class ObservationEnergy(nn.Module):
             steps: of training.
         """
         generator = torch.Generator().manual_seed(seed)
-        optimizer = torch.optim.Adam(self.parameters(), _LEARNING_RATE)
+        optimizer = torch.optim.Adam(self.parameters(), LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
 
         def some() -> Tensor:
-            return windows[torch.randint(len(windows), (_BATCH,), generator=generator)]
+            return windows[torch.randint(len(windows), (BATCH,), generator=generator)]
 
         for _ in range(steps):
             clean = some()
             corrupt = clean
             if len(streams) > 1:
-                chosen = torch.rand(_BATCH, len(streams), generator=generator) < _EXCHANGED
+                chosen = torch.rand(BATCH, len(streams), generator=generator) < _EXCHANGED
                 mask = chosen.repeat_interleave(torch.tensor(streams), 1)
                 # Each stream from a window of its own.
                 mixed = [some().split(list(streams), 1)[i] for i in range(len(streams))]
                 corrupt = torch.where(mask, torch.cat(mixed, 1), clean)
-            size = _NOISE * torch.rand(_BATCH, 1, generator=generator)
+            size = _NOISE * torch.rand(BATCH, 1, generator=generator)
             corrupt = corrupt + size * torch.randn(clean.shape, generator=generator)
             loss = (self.layers(corrupt) - clean).square().mean()
             optimizer.zero_grad()

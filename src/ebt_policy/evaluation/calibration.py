@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ebt_policy.config import TrainingConfig, from_json
-from ebt_policy.demonstrations import Demonstrations
+from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.energy.observation import ObservationEnergy
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.rollout import Rollout, visits
-from ebt_policy.policies.alarm import Alarm, flat
+from ebt_policy.policies.alarm import ALARM_FILE, Alarm, flat
 from ebt_policy.policies.base import Policy
-from ebt_policy.policies.files import load_policy
-from ebt_policy.training.files import TRAINING_FILE
+from ebt_policy.policies.files import WEIGHTS_FILE, load_policy, replace_file
+from ebt_policy.training.files import TRAINING_FILE, read_summary
 from ebt_policy.windows.arrays import load_arrays
 from ebt_policy.windows.windows import Windows, split_episodes
 
@@ -26,13 +27,58 @@ _IMAGINED = 256  # demonstrated values of each stream that may be imagined
 _LEAST_SUCCESS = 0.2
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for small products, which more threads only slow down."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def training_windows(run: Path, policy: Policy, data: str) -> tuple[Windows, Windows]:
+    """The windows a run was trained on, and those that it held out.
+
+    Args:
+        run: folder of a training run.
+        policy: of that run.
+        data: path of the demonstrations.
+
+    Raises:
+        UserError: it is no training run, the policy sees images, or the data are not those.
+    """
+    if policy.config.cameras:
+        raise UserError(
+            f"{run} sees images ({', '.join(policy.config.cameras)}); the energy of observations "
+            "is of numbers only"
+        )
+    path = run / TRAINING_FILE
+    if not path.exists():
+        raise UserError(f"{path}: no such file; this needs the folder of a training run")
+    training = from_json(TrainingConfig, path.read_text(), str(path))
+    demonstrations = open_demonstrations(data, training.filter_key)
+    arrays = load_arrays(demonstrations, policy.config.streams)
+    summary = read_summary(run)
+    if summary is not None and summary["data"]["sha256"] != arrays.sha256:
+        raise UserError(f"--data {data}: {run} was trained on {training.data} with other values")
+    parts = split_episodes(demonstrations.episodes, training.validation_share, training.seed)
+    trained, held_out = (
+        Windows(arrays, demonstrations.episode_ends, part, policy.config.windows) for part in parts
+    )
+    return trained, held_out
+
+
 def learn_observations(policy: Policy, windows: Windows, seed: int) -> ObservationEnergy:
     """The energy of observations, from windows that the policy was trained on."""
     batch = windows.gather(torch.arange(len(windows)))
+    torch.manual_seed(seed)
     energy = ObservationEnergy(policy.window_features)
     observation = policy.normalise_observation(batch.observations)
     sizes = [observation[name][0].numel() for name in sorted(observation)]
-    energy.fit(flat(observation), sizes, seed)
+    with one_thread():
+        energy.fit(flat(observation), sizes, seed)
     return energy
 
 
@@ -59,7 +105,7 @@ def _demonstrated(
 
 def calibrate(
     run: Path,
-    demonstrations: Demonstrations,
+    data: str,
     rate: float,
     task: str | None,
     episodes: int,
@@ -75,8 +121,9 @@ def calibrate(
 
     Args:
         run: folder of a training run.
-        demonstrations: those it was trained on.
-        rate: of false alarms, per successful episode.
+        data: path of the demonstrations that it was trained on.
+        rate: of false alarms, per successful episode of the policy as it acts without imagining
+            anything; whatever imagining has saved is a success with an alarm besides.
         task: where to roll the policy out; None for none.
         episodes: successful ones, of the task.
         seed: of the first start.
@@ -84,37 +131,22 @@ def calibrate(
             goes off, see :meth:`Alarm.imagine`.
 
     Raises:
-        UserError: the policy sees images, the demonstrations do not fit it, there are too few
-            episodes for the rate, or the policy hardly ever succeeds.
+        UserError: as :func:`training_windows`; there are too few episodes for the rate, or the
+            policy hardly ever succeeds.
     """
-    torch.set_num_threads(1)  # small products, which more threads only slow down
-    policy = load_policy(run)
-    if policy.config.cameras:
-        raise UserError(
-            f"calibrate: {run} sees images ({', '.join(policy.config.cameras)}); an alarm tells of "
-            "numbers only"
-        )
-    path = run / TRAINING_FILE
-    if not path.exists():
-        raise UserError(f"{path}: no such file; an alarm needs the folder of a training run")
-    training = from_json(TrainingConfig, path.read_text(), str(path))
-    torch.manual_seed(seed)
-    arrays = load_arrays(demonstrations, policy.config.streams)
-    parts = split_episodes(demonstrations.episodes, training.validation_share, training.seed)
-    trained, held_out = (
-        Windows(arrays, demonstrations.episode_ends, part, policy.config.windows) for part in parts
-    )
+    policy = load_policy(run, with_alarm=False)
+    trained, held_out = training_windows(run, policy, data)
     values = _demonstrated(policy, trained, imagined, seed)
     energy = learn_observations(policy, trained, seed)
     unset = Alarm(energy, [0.0], 0.5, "")
     if task is None:
         highest = _of_held_out(policy, unset, held_out)
-        source = f"{len(highest)} held-out demonstrations of {demonstrations.path.name}"
+        source = f"{len(highest)} held-out demonstrations of {Path(data).name}"
     else:
         highest = _of_task(run, policy, unset, task, episodes, seed)
         source = f"{len(highest)} successful episodes of {task} from seed {seed} on"
     alarm = Alarm(energy, highest, rate, source, values)
-    alarm.save(run)
+    replace_file(run / ALARM_FILE, alarm.to_bytes((run / WEIGHTS_FILE).read_bytes()))
     return alarm
 
 
@@ -150,8 +182,10 @@ def _of_task(
 
 
 def _of_held_out(policy: Policy, alarm: Alarm, held_out: Windows) -> list[float]:
-    batch = held_out.gather(torch.arange(len(held_out)))
-    with torch.no_grad():
-        scores = alarm.score(policy.normalise_observation(batch.observations))
-    first = held_out.first.numpy()
+    # As often as the policy would look: once for each chunk that is executed.
+    since = held_out.steps - held_out.first
+    looked = (since % policy.config.windows.action_steps == 0).nonzero().flatten()
+    batch = held_out.gather(looked)
+    scores = alarm.score(policy.normalise_observation(batch.observations))
+    first = held_out.first[looked].numpy()
     return [float(scores[first == start].max()) for start in np.unique(first)]

@@ -75,6 +75,7 @@ class Rollout:
         task: the task's name.
         acting: settings for acting instead of the saved ones, e.g. a ``DescentConfig``.
         video: where to write a video of ``film_seed``.
+        with_alarm: whether the policy's alarm is part of it, and what it imagines then.
     """
 
     run: str
@@ -82,11 +83,12 @@ class Rollout:
     acting: Any = None
     video: str | None = None
     film_seed: int | None = None
+    with_alarm: bool = True
 
     def policy(self) -> Policy:
         """The policy as it will act."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        policy = load_policy(self.run, device)
+        policy = load_policy(self.run, device, self.with_alarm)
         return policy if self.acting is None else policy.with_sampling(self.acting)
 
 
@@ -321,10 +323,12 @@ class Visit:
 def visits(rollout: Rollout, seed: int) -> Generator[Visit, None, None]:
     """Episodes from the starts ``seed, seed + 1, …``, without end, in groups that run together.
 
+    The policy acts as if it had no alarm, so that one is not calibrated by what another imagines.
+
     Raises:
         UserError: the policy does not fit the task.
     """
-    worker = _Worker(rollout)
+    worker = _Worker(dataclasses.replace(rollout, with_alarm=False))
     try:
         while True:
             group = worker.group(list(range(seed, seed + GROUP)), kept=GROUP)

@@ -7,19 +7,17 @@ of n successful episodes, sorted, the k-th with k = ceil((n + 1)(1 - rate)) is e
 
 It can do more than tell. Above the threshold, the energy may be descended over the streams that
 the robot may *imagine* otherwise (its own state, never the world's): of the values that were
-demonstrated for such a stream the one of the lowest energy is taken, if with it the observation
-is as the demonstrations are. A hand that has closed on nothing is then planned for as the open
+demonstrated for such a stream the one of the lowest energy is taken. A hand that has closed on nothing is then planned for as the open
 hand that was demonstrated there, and the plan opens it and grasps again, which no demonstration
 shows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +27,7 @@ from ebt_policy.energy.observation import ObservationEnergy
 from ebt_policy.errors import UserError
 from ebt_policy.shapes import Float
 
-ALARM_FILE, ALARM_WEIGHTS = "alarm.json", "alarm.safetensors"
+ALARM_FILE = "alarm.safetensors"
 
 
 def flat(observation: dict[str, Tensor]) -> Float[Tensor, "b d"]:
@@ -66,8 +64,9 @@ class Alarm:
 
     def score(self, observation: dict[str, Tensor]) -> Float[np.ndarray, b]:
         """Energy of each window; normalised streams (b, To, features)."""
+        rows = flat(observation)
         with torch.no_grad():
-            scores: np.ndarray = self.energy(flat(observation)).cpu().numpy()
+            scores: np.ndarray = self.energy.to(rows)(rows).cpu().numpy()
         return scores
 
     def imagine(self, observation: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -79,68 +78,74 @@ class Alarm:
         if not self.imagined:
             return observation
         changed = {name: values.clone() for name, values in observation.items()}
-        for row in np.flatnonzero(self.score(observation) > self.threshold):
+        before = self.score(observation)
+        for row in np.flatnonzero(before > self.threshold):
             one = {name: values[row : row + 1] for name, values in observation.items()}
-            best = self.threshold
+            lowest = float(before[row])
             for name, values in self.imagined.items():
-                shape = (len(values), *one[name].shape[1:])
                 every = {key: part.expand(len(values), -1, -1) for key, part in one.items()}
-                every[name] = values.to(one[name].device).reshape(shape)
+                every[name] = values.to(one[name]).reshape(len(values), *one[name].shape[1:])
                 scores = self.score(every)
-                if scores.min() < best:
-                    best = float(scores.min())
+                if scores.min() < lowest:
+                    lowest = float(scores.min())
                     for key in self.imagined:
-                        changed[key][row] = observation[key][row]
+                        changed[key][row] = one[key][0]
                     changed[name][row] = every[name][int(scores.argmin())]
         return changed
 
-    def save(self, folder: Path) -> None:
-        """Write it into a policy's folder.
+    def to_bytes(self, policy: bytes) -> bytes:
+        """What :meth:`of_bytes` reads.
 
-        Raises:
-            UserError: the folder cannot be written.
+        Args:
+            policy: the weights of the policy that it is for, as they are saved.
         """
         from safetensors.torch import save
 
-        from ebt_policy.policies.files import replace_file
-
-        described: dict[str, Any] = {
+        described = {
             "rate": self.rate, "threshold": self.threshold, "source": self.source,
             "episodes": self.episodes, "imagined": sorted(self.imagined),
+            "policy": hashlib.sha256(policy).hexdigest(),
         }  # fmt: skip
         weights = {f"energy.{name}": value for name, value in self.energy.state_dict().items()}
         values = {f"imagined.{name}": value for name, value in self.imagined.items()}
-        replace_file(folder / ALARM_WEIGHTS, save(weights | values))
-        replace_file(folder / ALARM_FILE, (json.dumps(described, indent=1) + "\n").encode())
+        tensors = {name: value.cpu().contiguous() for name, value in (weights | values).items()}
+        return save(tensors, {"alarm": json.dumps(described)})
 
     @classmethod
-    def load(cls, folder: Path, features: int) -> Alarm | None:
-        """Read it from a policy's folder; None if there is none.
+    def of_bytes(cls, content: bytes, policy: bytes, features: int, source: str) -> Alarm:
+        """An alarm as it was saved.
 
         Args:
-            folder: of the policy.
-            features: of the policy's observation window.
+            content: of :meth:`to_bytes`.
+            policy: the weights of the policy that it is asked for, as they are saved.
+            features: of that policy's observation window.
+            source: where the content is from, for messages.
 
         Raises:
-            UserError: a file is missing or damaged, or of another policy.
+            UserError: it is damaged, or of other weights.
         """
-        if not (folder / ALARM_FILE).exists():
-            return None
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         energy = ObservationEnergy(features)
         try:
-            found = json.loads((folder / ALARM_FILE).read_text())
-            tensors = load((folder / ALARM_WEIGHTS).read_bytes())
+            tensors = load(content)
+            size = int.from_bytes(content[:8], "little")  # of the header, in JSON
+            found = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["alarm"])
+            is_its = found["policy"] == hashlib.sha256(policy).hexdigest()
             imagined = {name: tensors.pop(f"imagined.{name}") for name in found["imagined"]}
-            energy.load_state_dict({k.removeprefix("energy."): v for k, v in tensors.items()})
+            if is_its:
+                energy.load_state_dict({k.removeprefix("energy."): v for k, v in tensors.items()})
             alarm = cls(energy, found["episodes"], found["rate"], found["source"], imagined)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(
-                f"{folder / ALARM_FILE}: damaged, or of another policy ({error}); calibrate again, "
-                f"or remove {ALARM_FILE}"
+                f"{source}: damaged ({error}); calibrate again, or remove it"
             ) from error
+        if not is_its:
+            raise UserError(
+                f"{source}: was calibrated for other weights than this policy's; calibrate again, "
+                "or remove it"
+            )
         energy.requires_grad_(False)
         return alarm
 

@@ -11,7 +11,7 @@ import torch
 from ebt_policy.config import PolicyConfig, from_json, to_json
 from ebt_policy.errors import UserError
 from ebt_policy.policies import make_policy
-from ebt_policy.policies.alarm import Alarm
+from ebt_policy.policies.alarm import ALARM_FILE, Alarm
 from ebt_policy.policies.base import Policy
 
 CONFIG_FILE = "config.json"
@@ -39,7 +39,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def save_policy(policy: Policy, folder: str | Path) -> None:
-    """Save a policy: its configuration, weights and normaliser.
+    """Save a policy: its configuration, weights and normaliser, and its alarm if it has one.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -51,18 +51,25 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
         name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()
     }
     replace_file(folder / CONFIG_FILE, to_json(policy.config).encode())
-    replace_file(folder / WEIGHTS_FILE, save(tensors))
+    weights = save(tensors)
+    replace_file(folder / WEIGHTS_FILE, weights)
+    if policy.alarm is not None:
+        replace_file(folder / ALARM_FILE, policy.alarm.to_bytes(weights))
 
 
-def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Policy:
+def load_policy(
+    folder: str | Path, device: str | torch.device = "cpu", with_alarm: bool = True
+) -> Policy:
     """Load a policy, strictly: every tensor present, none left over, every shape equal.
 
     Args:
         folder: of :func:`save_policy`, or a training run's; its alarm comes with it.
         device: where to put it.
+        with_alarm: whether its alarm is wanted, if it has one.
 
     Raises:
-        UserError: a file is missing, damaged, or of another architecture.
+        UserError: a file is missing, damaged, or of another architecture; or the alarm is of
+            other weights.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -77,7 +84,8 @@ def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Polic
     except UnicodeDecodeError as error:
         raise UserError(f"{config_path}: not a text file ({error})") from error
     try:
-        tensors = load(weights_path.read_bytes())
+        weights = weights_path.read_bytes()
+        tensors = load(weights)
     except SafetensorError as error:
         raise UserError(f"{weights_path}: damaged ({error})") from error
     # Parameters made under inference mode could never be differentiated.
@@ -85,9 +93,10 @@ def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Polic
         policy = make_policy(config)
         check_state(policy, tensors, str(weights_path))
         policy.load_state_dict(tensors)
-        policy.alarm = Alarm.load(folder, policy.window_features)
-        if policy.alarm is not None:
-            policy.alarm.energy.to(device)
+        if with_alarm and (folder / ALARM_FILE).is_file():
+            content = (folder / ALARM_FILE).read_bytes()
+            features, source = policy.window_features, str(folder / ALARM_FILE)
+            policy.alarm = Alarm.of_bytes(content, weights, features, source)
         return policy.to(device).eval()
 
 

@@ -15,8 +15,8 @@ Of robosuite's, something that goes wrong once an episode, about the first grasp
 
 The object stays on the table, or in that part of the bin where it may lie at the start. Such an
 episode has a whole horizon left from then on. And factors of what was demonstrated:
-``spread=F`` of the range of starts, ``mass=F`` and ``friction=F`` of the object, ``gain=F`` of
-the arm's controller.
+``spread=F`` of the range of starts, the arm's and, where there is room, the object's; ``mass=F`` of
+the object; ``friction=F`` of everything that touches; ``gain=F`` of the arm's controller.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from ebt_policy.errors import UserError
-from ebt_policy.tasks.base import Environment, Observation, Outcome, Task
+from ebt_policy.tasks.base import Environment, Grasping, Observation, Outcome, Task
 
 FACTORS = ("spread", "mass", "friction", "gain")
 ONCE = ("drop", "move", "open")
@@ -123,6 +123,9 @@ class _Wrapped(Environment):
 
     def vary(self, name: str, factor: float) -> None:
         self.inner.vary(name, factor)
+
+    def grasping(self) -> Grasping | None:
+        return self.inner.grasping()
 
     def close(self) -> None:
         self.inner.close()
@@ -218,7 +221,7 @@ class Interrupted(_Wrapped):
         outcome = self.inner.step(action)
         self._steps += 1
         self._is_held = self._scene.is_grasping()
-        if self.name != "move" and since == _EFFECT:
+        if self.name != "move" and since == _EFFECT - 1 and self._effect is not False:
             self._effect = not self._scene.is_grasping()
         left = self.horizon + (self._at or 0) - self._steps
         return replace(outcome, done=outcome.done or left <= 0)

@@ -128,6 +128,7 @@ class RobosuiteEnvironment(Environment):
         self._arms = scene.arms
         self._scene = f"{name}:{robot}"
         self._pictures: Pictures | None = None
+        self._gain = 1.0
         self._begin()
 
     def _begin(self) -> None:
@@ -137,6 +138,10 @@ class RobosuiteEnvironment(Environment):
         # The placement samplers and the robot hold this very generator: give it a new state.
         self._environment.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self._environment.reset()
+        for robot in self._environment.robots:
+            for arm in robot.arms:
+                controller = robot.part_controllers[arm]
+                controller.kp = controller.kp * self._gain
         self._begin()
         return self._observe()
 
@@ -157,30 +162,26 @@ class RobosuiteEnvironment(Environment):
         return _Grasping(self, self._environment, self._movables[0])
 
     def vary(self, name: str, factor: float) -> None:
-        # What is changed is the model, or what draws a start: both outlive a reset.
         environment, model = self._environment, self._environment.sim.model
-        things = [thing for thing in self._movables if name in ("mass", "friction")]
-        for thing in things:
-            if name == "mass":
-                for body in thing.bodies:
-                    index = model.body_name2id(body)
-                    model.body_mass[index] *= factor
-                    model.body_inertia[index] *= factor
-            else:
-                for geom in thing.contact_geoms:
-                    model.geom_friction[model.geom_name2id(geom)] *= factor
-        if name == "gain":
-            for robot in environment.robots:
-                for arm in robot.arms:
-                    controller = robot.part_controllers[arm]
-                    controller.kp = controller.kp * factor
-        if name == "spread":
+        if name == "mass":
+            for body in {body for thing in self._movables for body in thing.bodies}:
+                index = model.body_name2id(body)
+                model.body_mass[index] *= factor
+                model.body_inertia[index] *= factor
+        elif name == "friction":
+            # Of two that touch the larger counts: the object's alone would change nothing.
+            model.geom_friction[:] *= factor
+        elif name == "gain":
+            self._gain *= factor  # of controllers that each reset makes anew
+        elif name == "spread":
             for robot in environment.robots:
                 robot.initialization_noise["magnitude"] *= factor
             for sampler in _samplers(environment.placement_initializer):
                 low, high = (end - sampler.reference_pos[:2] for end in _area(environment))
                 sampler.x_range = _widened(sampler.x_range, factor, low[0], high[0])
                 sampler.y_range = _widened(sampler.y_range, factor, low[1], high[1])
+        else:
+            super().vary(name, factor)
 
     def facts(self) -> dict[str, Any]:
         """Closings of the grippers, grasps that came of them, and drops from closed grippers."""
