@@ -180,6 +180,15 @@ def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) ->
         (cell,) = manipulation.STUDIES[study].cells([cell_name])
         more = {"took_effect": [True] * 40 + [False] * 10, "energy_around": {"-1": -9.0, "1": -5.0}}
         runner._append(results_file(cell, tmp_path / study), line(cell, act, scores, **more))
+    # A policy that never grasped: nothing took effect, and nothing is claimed of it.
+    (can,) = manipulation.RECOVERY.cells(["robosuite-PickPlaceCan/200/basin/0"])
+    none = {"took_effect": [False] * 50, "energy_around": {}}
+    trained = {"training": {"steps": 40, "samples": 2560, "multiply_adds": 4e9}}
+    scores = [0.0] * 50
+    runner._append(
+        results_file(can, tmp_path / "recovery"),
+        line(can, "2 steps+drop", scores, **none, **trained),
+    )
     (half,) = manipulation.TASKS.cells(["robosuite-Lift/200@50/basin/0"])
     less = {"training": {"steps": 5, "samples": 320, "multiply_adds": 5e8}}
     runner._append(results_file(half, tmp_path / "tasks"), line(half, "2 steps", [0.5], **less))
@@ -199,11 +208,13 @@ def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) ->
     render_claims(page, tmp_path)
     text = page.read_text()
     for row in (
-        "not below DDIM-10: Lift | `bench tasks --only 'robosuite-Lift/200/*'` | +0.600",
-        "0.8 of the cases: Lift | `bench recovery --only 'robosuite-Lift/200/*'` "
-        "| 1.000 [0.912, 1.000], 40 of 40 | holds |",
+        "at most 0.03 below DDIM-10: Lift | `bench tasks --only 'robosuite-Lift/200/*'` | +0.600",
+        "succeed in 0.98: Lift | `bench tasks --only 'robosuite-Lift/200/*'` "
+        "| 1.000 [0.929, 1.000], 1 × 50 | open, of one training seed |",
+        "0.8 of the cases: Lift+drop | `bench recovery --only 'robosuite-Lift/200/*'` "
+        "| 1.000 [0.912, 1.000], 40 of 40 | holds, of one training seed |",
         "Diffusion Policy: Lift+drop | `bench recovery --only 'robosuite-Lift/200/*'` "
-        "| +1.000 [+0.912, +1.000], 1 × 40 | holds |",
+        "| +1.000 [+0.912, +1.000], 1 × 50 | holds, of one training seed |",
         "AUROC 0.85: x | `bench uncertainty … --task x --json results/uncertainty-x.json` "
         "| 0.700 [0.600, 0.800] | does not hold |",
         "within 0.03 of 0.1: x | `calibrate`, `eval --json results/alarm-x.json` "
@@ -214,6 +225,7 @@ def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) ->
         "| x | 0.1 | 0.140 [0.100, 0.200] of 100 |  |",
     ):  # fmt: skip
         assert row in text, text
+    assert "Can+drop" not in text
 
 
 def test_difference_uses_common_seeds_and_starts() -> None:

@@ -148,7 +148,7 @@ def interval(values: np.ndarray, signed: bool = False, tasks: int = 1) -> str:
     """Mean and 95% interval of values (seeds, starts), or of differences, as text."""
     low, high = bootstrap_crossed(values, tasks, are_differences=signed)
     sign = "+" if signed else ""
-    return f"{values.mean():{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+    return f"{np.nanmean(values):{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def difference(one: Group, other: Group, key: str) -> np.ndarray:

@@ -44,6 +44,8 @@ def bootstrap_crossed(
 ) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean over training seeds and starts.
 
+    NaN stands for what does not count, an episode in which nothing happened for instance.
+
     Both are drawn anew: the same starts were used with every training seed, so a start's luck
     is shared. For a paired comparison give the differences. Where all values are 0 or all are 1
     there is nothing to draw from, and the interval is Wilson's.
@@ -56,9 +58,10 @@ def bootstrap_crossed(
         are_differences: of two successes each: where all are alike the truth may lie on either
             side of 0.
     """
-    one = float(values.flat[0])
-    if np.all(values == one) and one in (-1, 0, 1):
-        low, high = wilson(int(abs(values.sum())), values.size)
+    known = values[~np.isnan(values)]
+    one = float(known[0])
+    if np.all(known == one) and one in (-1, 0, 1):
+        low, high = wilson(int(abs(known.sum())), known.size)
         if one == 0 and are_differences:
             return -high, high
         return (-high, -low) if one < 0 else (low, high)
@@ -70,6 +73,7 @@ def bootstrap_crossed(
     for i in range(resamples):
         rows = random.integers(seeds, size=seeds)
         columns = (first + random.integers(each, size=(tasks, each))).ravel()
-        means[i] = values[rows][:, columns].mean()
-    low, high = np.percentile(means, [2.5, 97.5])
+        drawn = values[rows][:, columns]
+        means[i] = drawn[~np.isnan(drawn)].mean() if not np.isnan(drawn).all() else np.nan
+    low, high = np.nanpercentile(means, [2.5, 97.5])
     return float(low), float(high)

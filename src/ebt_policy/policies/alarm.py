@@ -7,9 +7,9 @@ of n successful episodes, sorted, the k-th with k = ceil((n + 1)(1 - rate)) is e
 
 It can do more than tell. Above the threshold, the energy may be descended over the streams that
 the robot may *imagine* otherwise (its own state, never the world's): of the values that were
-demonstrated for such a stream the one of the lowest energy is taken. A hand that has closed on nothing is then planned for as the open
-hand that was demonstrated there, and the plan opens it and grasps again, which no demonstration
-shows.
+demonstrated for such a stream the one of the lowest energy is taken. A hand that has closed on
+nothing is then planned for as the open hand that was demonstrated there, and the plan opens it and
+grasps again, which no demonstration shows.
 """
 
 from __future__ import annotations
