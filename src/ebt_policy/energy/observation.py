@@ -3,8 +3,9 @@
 A chunk's energy E(o, a) says which of two chunks suits an observation better. Added to it, any
 function of the observation alone would leave every descent as it is; so training a descent does
 not determine it, and energies under different observations cannot be compared. This energy scores
-the observation by itself, learned by the same rule as the chunk's (one unit step lands on the demonstration,
-see :mod:`ebt_policy.objectives.basin`) with the observation in the place of the chunk:
+the observation by itself. It is learned by the same rule as the chunk's (one unit step lands on
+the demonstration, see :mod:`ebt_policy.objectives.basin`), the observation in the place of the
+chunk:
 
     F(o) = 1/2 || o - g(o) ||^2,      L = || g(c(o)) - o ||^2
 
