@@ -68,10 +68,18 @@ def render_claims(page: Path, folder: Path) -> None:
     )  # fmt: skip
 
 
-def _verdict(low: float, high: float, least: float, seeds: int = 3) -> str:
-    """Whether a value of this interval is at least so large; one training seed is said."""
-    verdict = "holds" if low >= least else "does not hold" if high < least else "open"
-    return verdict + (", of one training seed" if seeds == 1 else "")
+def _verdict(low: float, high: float, least: float) -> str:
+    """Whether a value of this interval is at least so large."""
+    return "holds" if low >= least else "does not hold" if high < least else "open"
+
+
+def _of(values: np.ndarray, verdict: str) -> str:
+    """A verdict from values (seeds, starts), which says so if it is of one training seed."""
+    return verdict + (", of one training seed" if len(values) == 1 else "")
+
+
+def _bracketed(mean: float, low: float, high: float) -> str:
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _acts(study: str, results: Results) -> list[tuple[str, str]]:
@@ -102,7 +110,7 @@ def _claims(found: Found) -> str:
             rows.append([
                 f"two steps succeed in {_TARGETS[name]:g}: {name}", f"`{command}`",
                 f"{interval(values)}, {_size(values)}",
-                _verdict(low, high, _TARGETS[name], len(values)),
+                _of(values, _verdict(low, high, _TARGETS[name])),
             ])  # fmt: skip
         for theirs in THEIRS:
             other = results.get(slug, *theirs)
@@ -113,7 +121,7 @@ def _claims(found: Found) -> str:
             rows.append([
                 f"two steps are at most {_MARGIN:g} below {theirs[1]}: {name}", f"`{command}`",
                 f"{interval(gap, signed=True)}, {_size(gap)}",
-                _verdict(low, high, -_MARGIN, len(gap)),
+                _of(gap, _verdict(low, high, -_MARGIN)),
             ])  # fmt: skip
     for slug, name in NAMES.items():
         command = f"`bench recovery --only '{slug}/200/*'`"
@@ -130,7 +138,7 @@ def _claims(found: Found) -> str:
             mean, low, high = signals[signal]["failure"]
             rows.append([
                 f"{label} tells failure, AUROC 0.85: {where}", command,
-                f"{mean:.3f} [{low:.3f}, {high:.3f}]", _verdict(low, high, 0.85),
+                _bracketed(mean, low, high), _verdict(low, high, 0.85),
             ])  # fmt: skip
     for file, result in found.alarms.items():
         if "+" in result["task"]:
@@ -138,9 +146,9 @@ def _claims(found: Found) -> str:
         alarm, measured = result["alarm_rate"], result["alarms"]["of_successes"]
         low, high = measured["ci95"]
         rows.append([
-            f"false alarms within 0.03 of {alarm:g}: {result['task']}",
+            f"false alarms within {_ALARM_MARGIN:g} of {alarm:g}: {result['task']}",
             f"`calibrate`, `eval --json results/{file}`",
-            f"{measured['rate']:.3f} [{low:.3f}, {high:.3f}], {measured['episodes']} episodes",
+            f"{_bracketed(measured['rate'], low, high)}, {measured['episodes']} episodes",
             "holds" if abs(measured["rate"] - alarm) <= _ALARM_MARGIN else "does not hold",
         ])  # fmt: skip
     return markdown(["claim", "command", "figure [95%]", "verdict"], rows)
@@ -163,7 +171,7 @@ def _recovery_claims(
             won, tried = _recovered(ours)
             rows.append([
                 f"recovers in 0.8 of the cases: {what}", command,
-                f"{interval(values)}, {won} of {tried}", _verdict(low, high, 0.8, len(values)),
+                f"{interval(values)}, {won} of {tried}", _of(values, _verdict(low, high, 0.8)),
             ])  # fmt: skip
         gap = None if other is None else _both_disturbed(ours, other)
         if gap is not None and not np.isnan(gap).all():
@@ -172,7 +180,7 @@ def _recovery_claims(
             rows.append([
                 f"recovers more often than plain Diffusion Policy: {what}", command,
                 f"{interval(gap, signed=True)}, {_size(gap)}",
-                verdict + (", of one training seed" if len(gap) == 1 else ""),
+                _of(gap, verdict),
             ])  # fmt: skip
     return rows
 
@@ -304,11 +312,10 @@ def _shift(found: Found) -> str:
     """Success against the strength of each shift."""
     results, plain = found.studies["shift"], found.studies["tasks"]
     rows = []
-    shifts = [shift for kind in SHIFTS.values() for shift in kind]
     for slug, name in NAMES.items():
         acts = {(m, a.split("+")[0]) for m, a in _acts("shift", results)}
         for method, act in sorted(acts):
-            groups = [results.get(slug, method, act + shift) for shift in shifts]
+            groups = [results.get(slug, method, act + shift) for shift in SHIFTS]
             if not any(groups):
                 continue
             before = plain.get(slug, method, act)
@@ -317,7 +324,7 @@ def _shift(found: Found) -> str:
                 for group in (before, *groups)
             ]
             rows.append([name, method, act, *cells])
-    head = [shift.removeprefix("+") for shift in shifts]
+    head = [shift.removeprefix("+") for shift in SHIFTS]
     return markdown(["task", "method", "acts by", "none", *head], rows)
 
 
@@ -328,7 +335,7 @@ def _uncertainty(found: Found) -> str:
             mean, low, high = values["failure"]
             rows.append([
                 f"{measured['task']}, {measured['demonstrations']} demonstrations", signal,
-                f"{mean:.3f} [{low:.3f}, {high:.3f}]",
+                _bracketed(mean, low, high),
                 *(f"{shifted[0]:.3f}" for shifted in values["shift"].values()),
                 f"{measured['failures']} / {measured['successes']}",
             ])  # fmt: skip
@@ -345,8 +352,7 @@ def _alarms(found: Found) -> str:
             cells.append(
                 ""
                 if measured is None
-                else f"{measured['rate']:.3f} [{measured['ci95'][0]:.3f}, "
-                f"{measured['ci95'][1]:.3f}] of {measured['episodes']}"
+                else f"{_bracketed(measured['rate'], *measured['ci95'])} of {measured['episodes']}"
             )
         rows.append([result["task"], f"{result['alarm_rate']:g}", *cells])
     return markdown(

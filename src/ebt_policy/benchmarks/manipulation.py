@@ -68,20 +68,14 @@ def _recovering(method: Method) -> Method:
     return replace(plain, acts=(*plain.acts, *imagining))
 
 
-SHIFTS = {
-    "spread": ("+spread=1.5", "+spread=2"),
-    "noise": ("+noise=0.002", "+noise=0.005", "+noise=0.01"),
-    "delay": ("+delay=1", "+delay=2", "+delay=3"),
-    "mass": ("+mass=0.5", "+mass=2"),
-    "friction": ("+friction=0.5", "+friction=2"),
-    "gain": ("+gain=0.8", "+gain=1.2"),
-}
+SHIFTS = (
+    "+spread=1.5", "+spread=2", "+noise=0.002", "+noise=0.005", "+noise=0.01",
+    "+delay=1", "+delay=2", "+delay=3", "+mass=0.5", "+mass=2",
+    "+friction=0.5", "+friction=2", "+gain=0.8", "+gain=1.2",
+)  # fmt: skip
 TASKS = Study("tasks", _TASKS, _METHODS)
 RECOVERY = Study("recovery", _WHOLE, {n: _recovering(m) for n, m in _METHODS.items()}, work="tasks")
 SHIFT = Study(
-    "shift", _WHOLE,
-    {n: _disturbed(m, tuple(s for kind in SHIFTS.values() for s in kind))
-     for n, m in _METHODS.items()},
-    work="tasks",
-)  # fmt: skip
+    "shift", _WHOLE, {n: _disturbed(m, SHIFTS) for n, m in _METHODS.items()}, work="tasks"
+)
 STUDIES = {study.name: study for study in (TASKS, RECOVERY, SHIFT)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from ebt_policy.benchmarks.study import (
 from ebt_policy.config import PolicyConfig, StreamConfig, TrainingConfig, from_json, override
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.errors import UserError
+from ebt_policy.evaluation.calibration import training_windows
 from ebt_policy.evaluation.energy_quality import energy_quality
 from ebt_policy.evaluation.rollout import Rollout, evaluate
 from ebt_policy.policies import make_policy
@@ -39,7 +41,7 @@ from ebt_policy.policies.files import CONFIG_FILE, WEIGHTS_FILE, load_policy
 from ebt_policy.provenance import provenance
 from ebt_policy.training.files import TRAINING_FILE, read_summary
 from ebt_policy.windows.arrays import load_arrays
-from ebt_policy.windows.windows import Windows, split_episodes
+from ebt_policy.windows.windows import Windows
 
 QUALITY_OBSERVATIONS = 500
 _AROUND = range(-2, 7)  # chunks
@@ -231,7 +233,9 @@ def _run_cell(cell: Cell, run: Path, work: Path, results: Path, pusht: Path) -> 
         elif act.name == LANDSCAPE:
             measured = fork_landscape(run)
         else:
-            measured = _evaluation(cell, act, _imagining(act, run, data) if act.imagines else run)
+            measured = _evaluation(
+                cell, act, _imagining(act.imagines, run, data) if act.imagines else run
+            )
         line = {
             "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
             "method": cell.method.name, "options": cell.method.options,
@@ -315,13 +319,14 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
     )
 
 
-def _imagining(act: Act, run: Path, data: Path) -> Path:
+@functools.cache  # once for all the ways of acting of a cell
+def _imagining(streams: tuple[str, ...], run: Path, data: Path) -> Path:
     """A copy of a trained policy, with an alarm and streams that it may imagine otherwise."""
     copy = run.with_name(f"{run.name}-imagining")
     copy.mkdir(exist_ok=True)
     for name in (CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE):
         shutil.copy2(run / name, copy / name)
-    chosen = [part for name in act.imagines for part in ("--imagine", name)]
+    chosen = [part for name in streams for part in ("--imagine", name)]
     _command("calibrate", copy, "--data", data, "--false-alarms", _FALSE_ALARMS, *chosen)
     return copy
 
@@ -346,13 +351,7 @@ def _windows(
     policy: Policy, run: Path, data: Path, other: Path | None = None
 ) -> tuple[Windows, Windows]:
     """The windows a run was trained on, and those it held out (or all of another file)."""
-    training = from_json(TrainingConfig, (run / TRAINING_FILE).read_text(), str(run))
-    demonstrations = open_demonstrations(str(data), training.filter_key)
-    arrays = load_arrays(demonstrations, policy.config.streams)
-    parts = split_episodes(demonstrations.episodes, training.validation_share, training.seed)
-    trained, held_out = (
-        Windows(arrays, demonstrations.episode_ends, part, policy.config.windows) for part in parts
-    )
+    trained, held_out = training_windows(run, policy, str(data))
     if other is not None:
         more = open_demonstrations(str(other))
         arrays = load_arrays(more, policy.config.streams)

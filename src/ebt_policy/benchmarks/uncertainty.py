@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ebt_policy.descent import rms
-from ebt_policy.energy.observation import BATCH, LEARNING_RATE, STEPS
+from ebt_policy.energy.observation import BATCH, minimise
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.calibration import learn_observations, one_thread, training_windows
-from ebt_policy.evaluation.rollout import Rollout, Visit, visits
+from ebt_policy.evaluation.rollout import Rollout, visits
 from ebt_policy.policies.alarm import flat
 from ebt_policy.policies.diffusion import DiffusionPolicy
 from ebt_policy.policies.ebt import EnergyPolicy
@@ -83,7 +83,8 @@ def measure_uncertainty(
     seen = [visit for visit in seen if len(visit.windows) >= first]
     failed = np.array([not visit.record.success for visit in seen])
     each = [signals(_stack(visit.windows[:first], names)) for visit in tqdm(seen, desc="signals")]
-    calm = _stack(_windows_of([visit for visit in seen if visit.record.success]), names)
+    succeeded = [visit for visit in seen if visit.record.success]
+    calm = _stack([window for visit in succeeded for window in visit.windows], names)
     plain = signals(calm)
     random = np.random.default_rng(seed)
     shifted = {size: signals(_noisy(calm, size, random)) for size in SHIFTS}
@@ -118,10 +119,6 @@ def auroc(above: np.ndarray, below: np.ndarray) -> list[float]:
         for _ in range(_RESAMPLES)
     ]
     return [round(x, 4) for x in (share(above, below), *np.percentile(drawn, [2.5, 97.5]))]
-
-
-def _windows_of(seen: list[Visit]) -> list[dict[str, np.ndarray]]:
-    return [window for visit in seen for window in visit.windows]
 
 
 def _stack(windows: list[dict[str, np.ndarray]], names: list[str]) -> dict[str, np.ndarray]:
@@ -159,10 +156,7 @@ def _signals(
         point = start if noise is None else start + policy.config.descent.noise * noise[0]
         _, gradient = policy.energy.value_and_gradient(point, memory)
         final = energy(point - gradient)
-        landed = []
-        for _ in range(_STARTS):
-            chunk, _, _ = policy.sample(observation, None, None)
-            landed.append(chunk)
+        landed = [policy.sample(observation, None, None)[0] for _ in range(_STARTS)]
         sampled = [other.sample(observation, None, None)[0] for _ in range(_STARTS)]
         return {
             "energy": final, "gradient": rms(gradient), "drop of the energy": first - final,
@@ -192,16 +186,9 @@ def _layers(*widths: int) -> nn.Sequential:
     return nn.Sequential(*parts[:-1])
 
 
-def _fit(parameters: list[nn.Parameter], known: Tensor, error: Callable[[Tensor], Tensor]) -> None:
+def _fit(network: nn.Module, known: Tensor, error: Callable[[Tensor], Tensor]) -> None:
     """As many steps, of as many windows, as the energy of observations gets."""
-    optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
-    for _ in range(STEPS):
-        loss = error(known[torch.randint(len(known), (BATCH,))]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    minimise(network.parameters(), lambda: error(known[torch.randint(len(known), (BATCH,))]).mean())
 
 
 def _distilled(known: Tensor) -> Callable[[Tensor], Tensor]:
@@ -213,7 +200,7 @@ def _distilled(known: Tensor) -> Callable[[Tensor], Tensor]:
     def error(rows: Tensor) -> Tensor:
         return (learner(rows) - target(rows)).square().mean(1)
 
-    _fit(list(learner.parameters()), known, error)
+    _fit(learner, known, error)
     return error
 
 
@@ -224,5 +211,5 @@ def _reconstruction(known: Tensor) -> Callable[[Tensor], Tensor]:
     def error(rows: Tensor) -> Tensor:
         return (network(rows) - rows).square().mean(1)
 
-    _fit(list(network.parameters()), known, error)
+    _fit(network, known, error)
     return error

@@ -18,7 +18,7 @@ demonstrated values are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,21 @@ from ebt_policy.shapes import Float
 
 _NOISE = 0.1  # of the range [-1, 1] of the demonstrations
 _EXCHANGED = 0.25  # of the windows, for each stream
-STEPS, BATCH, LEARNING_RATE = 6_000, 256, 1e-3
+STEPS, BATCH, _LEARNING_RATE = 6_000, 256, 1e-3
+
+
+def minimise(
+    parameters: Iterable[nn.Parameter], loss: Callable[[], Tensor], steps: int = STEPS
+) -> None:
+    """Adam with a learning rate that falls to 0, for a small network."""
+    optimizer = torch.optim.Adam(parameters, _LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    for _ in range(steps):
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        schedule.step()
 
 
 class ObservationEnergy(nn.Module):
@@ -61,13 +75,11 @@ class ObservationEnergy(nn.Module):
             steps: of training.
         """
         generator = torch.Generator().manual_seed(seed)
-        optimizer = torch.optim.Adam(self.parameters(), LEARNING_RATE)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
 
         def some() -> Tensor:
             return windows[torch.randint(len(windows), (BATCH,), generator=generator)]
 
-        for _ in range(steps):
+        def loss() -> Tensor:
             clean = some()
             corrupt = clean
             if len(streams) > 1:
@@ -78,9 +90,7 @@ class ObservationEnergy(nn.Module):
                 corrupt = torch.where(mask, torch.cat(mixed, 1), clean)
             size = _NOISE * torch.rand(BATCH, 1, generator=generator)
             corrupt = corrupt + size * torch.randn(clean.shape, generator=generator)
-            loss = (self.layers(corrupt) - clean).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            return (self.layers(corrupt) - clean).square().mean()
+
+        minimise(self.parameters(), loss, steps)
         self.requires_grad_(False)

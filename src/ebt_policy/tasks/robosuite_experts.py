@@ -325,6 +325,19 @@ def _tool_hang(hand: Hand) -> Iterator[np.ndarray]:
     yield from _hang_tool(hand)
 
 
+def _pick_up(
+    hand: Hand, at: Callable[[], Pose], side: np.ndarray, lift: np.ndarray
+) -> Iterator[np.ndarray]:
+    """By ``side``, then from above, to where the hand grasps, and up by ``lift`` (3,), m."""
+    yield from hand.go(lambda: at().moved(side), OPEN, near=0.025, turned=0.3)
+    yield from hand.go(lambda: at().moved(0.03 * _Z), OPEN, near=0.012, turned=0.12)
+    yield from hand.pause(OPEN)
+    yield from hand.go(at, OPEN, near=0.005, speed=0.8)
+    yield from hand.grip(CLOSE)
+    above = hand.pose.moved(lift)
+    yield from hand.go(lambda: above, CLOSE, near=0.05, turned=0.5)
+
+
 def _insert_frame(hand: Hand) -> Iterator[np.ndarray]:
     random = hand.random
     # Leaning to the tip's side, the hand comes to the stand from above and behind.
@@ -358,13 +371,7 @@ def _insert_frame(hand: Hand) -> Iterator[np.ndarray]:
     def inserted() -> bool:
         return bool(hand.object_pose(21).at(_TIP)[2] - hand.object_pose(7).position[2] < 0.012)
 
-    yield from hand.go(lambda: at_frame().moved(side), OPEN, near=0.025, turned=0.3)
-    yield from hand.go(lambda: at_frame().moved(0.03 * _Z), OPEN, near=0.012, turned=0.12)
-    yield from hand.pause(OPEN)
-    yield from hand.go(at_frame, OPEN, near=0.005, speed=0.8)
-    yield from hand.grip(CLOSE)
-    above = hand.pose.moved(lift)
-    yield from hand.go(lambda: above, CLOSE, near=0.05, turned=0.5)
+    yield from _pick_up(hand, at_frame, side, lift)
     yield from hand.go(lambda: carried(over + 0.06), CLOSE, near=0.03, turned=0.15)
     yield from hand.go(lambda: carried(over), CLOSE, near=0.003, turned=0.04)
     yield from hand.pause(CLOSE)
@@ -407,13 +414,7 @@ def _hang_tool(hand: Hand) -> Iterator[np.ndarray]:
     high = side + np.array([0.06, 0.04, 0.2])
     yield from hand.go(lambda: Pose(beside, at_tool().quaternion), OPEN, near=0.06, turned=0.8)
     yield from hand.go(lambda: at_tool().moved(high), OPEN, near=0.06, turned=0.8)
-    yield from hand.go(lambda: at_tool().moved(side), OPEN, near=0.025, turned=0.3)
-    yield from hand.go(lambda: at_tool().moved(0.03 * _Z), OPEN, near=0.012, turned=0.12)
-    yield from hand.pause(OPEN)
-    yield from hand.go(at_tool, OPEN, near=0.005, speed=0.8)
-    yield from hand.grip(CLOSE)
-    above = hand.pose.moved(lift)
-    yield from hand.go(lambda: above, CLOSE, near=0.05, turned=0.5)
+    yield from _pick_up(hand, at_tool, side, lift)
     yield from hand.go(lambda: carried(before), CLOSE, near=0.06, turned=0.5)
     yield from hand.go(lambda: ring_at(1.3, 0.0, over + 0.03), CLOSE, near=0.03, turned=0.15)
     yield from hand.go(lambda: ring_at(1.3, 0.0, over), CLOSE, near=0.002, turned=0.06)
