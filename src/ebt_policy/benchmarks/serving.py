@@ -94,8 +94,8 @@ def _script(policy: Policy, seed: int) -> _Script:
         if step == 0:
             message |= {"reset": True, "seed": seed}
         episode.observe(message)
-        chunk = policy.predict_chunk(episode.window(), [episode.generator], episode.previous)
-        episode.previous = chunk.plan
+        chunk = policy.predict_chunk(*episode.asked())
+        episode.answer(chunk, chunk.actions[0])
         script.messages.append(pack(message))
         script.chunks.append(chunk.actions[0])
     return script

@@ -324,7 +324,7 @@ class Policy(nn.Module):
         """
         first = self.config.windows.executed.start
         if prefix is not None:
-            self._check_prefix(prefix)
+            self.check_prefix(prefix)
             first = prefix.shape[1]
         was_training = self.training
         self.eval()
@@ -367,8 +367,8 @@ class Policy(nn.Module):
         alarm = None if self.alarm is None or score is None else score > self.alarm.threshold
         return Prediction(executed, plan, evaluations.cpu().numpy(), trace, score, alarm)
 
-    def _check_prefix(self, prefix: Float[np.ndarray, "b n a"]) -> None:
-        """Check the actions that are decided.
+    def check_prefix(self, prefix: Float[np.ndarray, "b n a"]) -> None:
+        """Check actions that are decided.
 
         Raises:
             UserError: see :meth:`predict_chunk`.
