@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import time
 from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,21 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import policy
+from conftest import config, policy
 from ebt_policy import save_policy
+from ebt_policy.benchmarks.delay import Link
+from ebt_policy.cli.main import main
 from ebt_policy.client import PolicyClient
-from ebt_policy.config import BasinConfig, DescentConfig, DimensionLimits, LimitsConfig
+from ebt_policy.config import (
+    BasinConfig,
+    DescentConfig,
+    DimensionLimits,
+    LimitsConfig,
+    StreamConfig,
+)
 from ebt_policy.errors import UserError
-from ebt_policy.policies import Policy
+from ebt_policy.evaluation.rollout import Rollout, evaluate
+from ebt_policy.policies import Policy, make_policy
 from ebt_policy.policies.base import moved_on
 from ebt_policy.serving.limits import ActionLimits
 from ebt_policy.serving.protocol import pack
@@ -185,3 +196,46 @@ def test_velocity_limits_begin_at_the_end_of_the_prefix() -> None:
         prefix = np.array([[0.0, 0.0], [9.0, -9.0]], np.float32)
         actions = ask(connection, {**one(), "prefix": prefix})["actions"]
     assert np.abs(actions[0] - prefix[-1]).max() <= 0.5 + 1e-6
+
+
+def planar_policy() -> Policy:
+    """An untrained policy for the fork, which moves about its start."""
+    torch.manual_seed(0)
+    made = make_policy(
+        replace(config(), streams={"state": StreamConfig((6,))}, descent=DescentConfig(noise=0.3))
+    )
+    random = np.random.default_rng(0)
+    states = random.uniform(-1, 1, (50, 6))
+    actions = random.uniform(-0.1, 0.1, (50, 2)) - [0.9, 0]  # where episodes begin
+    made.fit_normalisers({"state": states}, actions, np.arange(50), "test")
+    return made.eval()
+
+
+def test_robots_at_a_fixed_rate_behind_a_slow_link(tmp_path: Path) -> None:
+    made = planar_policy()
+    save_policy(made, tmp_path / "run")
+    path = tmp_path / "delay.json"
+    command = [
+        "bench", "delay", str(tmp_path / "run"), "--task", "planar/fork", "--episodes", "2",
+        "--robots", "2", "--delays", "0", "150", "--jitter", "40", "--lost", "0.1",
+        "--json", str(path),
+    ]  # fmt: skip
+    assert main(command) == 0
+    undelayed, delayed = json.loads(path.read_text())["rows"]
+    inside = evaluate(Rollout(str(tmp_path / "run"), "planar/fork"), 2, 100_000)
+    assert undelayed["scores"] == [round(r["score"], 4) for r in inside["records"]]
+    assert undelayed["held"] == 0
+    assert delayed["delay_ms"] == 150
+    assert 0 <= delayed["held"] < 1
+    assert delayed["seam_jerk"] > 0
+
+
+def test_how_far_ahead_a_link_needs() -> None:
+    assert [Link(float(ms), 0.0, 0.0).steps(10.0) for ms in (0, 50, 99, 150, 400)] == [
+        0,
+        1,
+        1,
+        2,
+        5,
+    ]
+    assert Link(190.0, 20.0, 0.0).steps(10.0) == 3

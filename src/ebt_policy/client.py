@@ -56,6 +56,7 @@ class PolicyClient:
         metadata: what the server says of its policy: the shape of each observation and of the
             actions, ``observation_steps`` (To), ``horizon`` (T).
         reply: the server's newest reply: ``energy``, ``num_steps``, ``alarm`` where there is one.
+        is_holding: whether the newest action holds the robot because no other was there.
 
     Raises:
         ConnectionError: there is no server, for as long as patience lasts.
@@ -105,6 +106,7 @@ class PolicyClient:
             maxlen=max(1, self.metadata["observation_steps"] - 1)
         )
         self._step = self._due = 0
+        self.is_holding = False
         self._answered = time.monotonic()
 
     def select_action(self, observation: Mapping[str, Any]) -> np.ndarray:
@@ -134,7 +136,8 @@ class PolicyClient:
             actions = self.infer({**observation, **last})["actions"]
             # A hold command, which took no step of the policy, is for one step: then ask again.
             self._queue.extend(actions if self.reply["num_steps"] else actions[:1])
-        action = self._queue.popleft().copy() if self._queue else self._hold()
+        self.is_holding = not self._queue
+        action = self._hold() if self.is_holding else self._queue.popleft().copy()
         self._executed.append(action)
         self._step += 1
         return action
