@@ -115,7 +115,7 @@ def is_current(line: dict[str, Any], cell: Cell, folder: Path) -> bool:
         and line["training"]["steps"] == training_steps(cell, folder)
         and _completed(line["settings_of_cell"], settings) == settings
         and line.get("settings_of_act") == acts.get(line["act"])
-        and line.get("episodes", cell.task.episodes) == cell.task.episodes
+        and line.get("episodes", cell.episodes) >= cell.episodes
     )
 
 
@@ -301,7 +301,7 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
         config = dataclasses.replace(policy.config, descent=_config(cell).descent)
         acting = getattr(override(config, act.settings), policy.acting)
     rollout = Rollout(str(run), cell.task.name + act.disturbance, acting)
-    result = evaluate(rollout, cell.task.episodes, EVALUATION_SEED)
+    result = evaluate(rollout, cell.episodes, EVALUATION_SEED)
     records = result.pop("records")
     for key in ("moments", "policy", "task", "seeds"):
         result.pop(key)
