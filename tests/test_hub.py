@@ -32,9 +32,11 @@ class Hub(BaseHTTPRequestHandler):
     files: dict[str, dict[str, bytes]]  # by repository
     protocol_version = "HTTP/1.1"
 
+    server: ThreadingHTTPServer
+
     @property
     def own(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        return f"http://127.0.0.1:{self.server.server_port}"
 
     def log_message(self, *ignored: Any) -> None: ...
 

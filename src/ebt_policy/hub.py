@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.results import RESULTS_FOLDER
@@ -95,7 +96,7 @@ def _hub(repository: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     # What the transport raises is the base of what the Hub answers.
-    transport = HfHubHTTPError.__mro__[1]
+    transport: Any = HfHubHTTPError.__mro__[1]
     try:
         yield
     except (HFValidationError, transport, OSError) as error:

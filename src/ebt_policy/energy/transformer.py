@@ -113,8 +113,8 @@ class ActionTransformer(nn.Module):
             memory: of the observations.
             level: the noise level, where the model has that input.
             tape: for the pullback.
-            free: 0 where an action is decided. Where it is 1, ``actions`` hold the last decided one,
-                whose token is added to the learned one.
+            free: 0 where an action is decided. Where it is 1, ``actions`` hold the last decided
+                one, whose token is added to the learned one.
         """
         if actions is None:
             assert self.empty is not None

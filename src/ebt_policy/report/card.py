@@ -106,8 +106,8 @@ def _data(summary: dict[str, Any] | None) -> str:
     return (
         f"`{data['name']}`: {data['episodes']} episodes, {data['steps']:,} steps. Trained for "
         f"{summary['steps']:,} steps ({summary['samples']:,} windows) in "
-        f"{summary['seconds']:.0f} s on {summary['hardware']}, with seed {summary['training']['seed']}, "
-        f"at commit {summary['commit']}."
+        f"{summary['seconds']:.0f} s on {summary['hardware']}, "
+        f"with seed {summary['training']['seed']}, at commit {summary['commit']}."
     )
 
 
