@@ -472,7 +472,7 @@ def test_the_engine_of_real_time_chunking_drives_a_robot(checkpoint: Path) -> No
         rtc_queue_threshold=8,
     )  # fmt: skip
     seen = {name: 100.0 for feature in features.values() for name in feature["names"]}
-    actions = []
+    actions: list[torch.Tensor] = []
     engine.start()
     engine.resume()
     until = time.monotonic() + 60
