@@ -7,6 +7,7 @@ whether or not there is a new chunk; the link lies between its client and the se
 from __future__ import annotations
 
 import functools
+import math
 import multiprocessing
 import time
 from dataclasses import asdict, dataclass
@@ -41,10 +42,13 @@ class Link:
     lost: float
 
     def steps(self, rate: float) -> int:
-        """Control steps for which the robot needs actions while it waits; 0 without a delay."""
+        """Control steps for which the robot needs actions while it waits; 0 without a delay.
+
+        One more than the link takes is for the server, and for a step that has begun.
+        """
         if self.delay_ms == 0:
             return 0
-        return int(1e-3 * (self.delay_ms + self.jitter_ms) * rate) + 1
+        return math.ceil(1e-3 * (self.delay_ms + self.jitter_ms) * rate) + 1
 
 
 class _SlowClient(PolicyClient):
