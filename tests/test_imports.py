@@ -24,7 +24,7 @@ LAYERS = [
     {"serving"},
     {"client"},
     {"report"},
-    {"hub"},
+    {"sharing"},
     {"benchmarks"},
     {"cli"},
 ]

@@ -802,13 +802,13 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from ebt_policy.hub import push
+    from ebt_policy.sharing import push
 
     print(push(Path(options.run), options.repository, options.private))
 
 
 def _pull(options: argparse.Namespace) -> None:
-    from ebt_policy.hub import pull
+    from ebt_policy.sharing import pull
 
     pull(options.repository, Path(options.out), options.revision)
     print(f"{options.out}: here; next: ebt-policy eval {options.out} --task …")
