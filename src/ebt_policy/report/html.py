@@ -146,7 +146,7 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
         raise UserError(f"{run}: its results are of an energy policy, its config.json is not")
     moments = result["moments"]
     streams = {
-        name: torch.from_numpy(np.stack([observed(moment, name) for moment in moments]))
+        name: np.stack([observed(moment, name) for moment in moments])
         for name in policy.stream_names
     }
     shown = result["settings"]["descent"]["steps"]
@@ -159,9 +159,8 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
     assert isinstance(drawn, EnergyPolicy)
     generators = [torch.Generator().manual_seed(0) for _ in moments]
     with torch.no_grad():
-        _, _, trace = drawn.sample(
-            policy.normalise_observation(streams), generators, None, keep_path=True
-        )
+        observation = policy.normalise_observation(policy.raw_windows(streams))
+        _, _, trace = drawn.sample(observation, generators, None, keep_path=True)
     assert trace is not None
     middle = len(moments) // 2
     taken = settings.steps + 1 - len(trace.path)  # a proposal is a step already taken

@@ -5,7 +5,8 @@ They follow a task's name, any number of them: ``robosuite/Lift+drop``,
 
 * ``noise=S``: normal noise of standard deviation S, in its own units, on every observed number;
 * ``delay=N``: an action is executed N steps after it was chosen, and until the first is due the
-  action 0; for robots whose actions say by how much to move.
+  action 0; for robots whose actions say by how much to move;
+* ``paraphrase``: the sentence of what is to be done is in words that were never trained on.
 
 Of robosuite's, something that goes wrong once an episode, about the first grasp:
 
@@ -65,9 +66,13 @@ def _with_one(task: Task, name: str, text: str | None) -> Task:
         return replace(
             task, name=full, make=make, horizon=2 * task.horizon, summarise=_summarise
         )  # fmt: skip
+    if name == "paraphrase":
+        if text is not None:
+            raise UserError(f"--task {full}: {name} takes no strength; write +{name}")
+        return replace(task, name=full, make=functools.partial(_paraphrased, task.make))
     if name not in (*FACTORS, "noise", "delay"):
         raise UserError(
-            f"--task {full}: no disturbance {name!r}; there are {', '.join(ONCE)} and, with a "
+            f"--task {full}: no disturbance {name!r}; there are {', '.join(ONCE)}, paraphrase and, with a "
             f"strength, noise, delay, {', '.join(FACTORS)}"
         )
     try:
@@ -87,6 +92,12 @@ def _with_one(task: Task, name: str, text: str | None) -> Task:
     else:
         make = functools.partial(_varied, task.make, name, strength)
     return replace(task, name=full, make=make)
+
+
+def _paraphrased(make: Callable[[], Environment]) -> Environment:
+    environment = make()
+    environment.paraphrase()
+    return environment
 
 
 def _varied(make: Callable[[], Environment], name: str, factor: float) -> Environment:
@@ -124,6 +135,9 @@ class _Wrapped(Environment):
     def vary(self, name: str, factor: float) -> None:
         self.inner.vary(name, factor)
 
+    def paraphrase(self) -> None:
+        self.inner.paraphrase()
+
     def grasping(self) -> Grasping | None:
         return self.inner.grasping()
 
@@ -132,7 +146,7 @@ class _Wrapped(Environment):
 
 
 class Noisy(_Wrapped):
-    """Normal noise on every observed number; images stay as they are.
+    """Normal noise on every observed number; images and sentences stay as they are.
 
     Args:
         make: of the environment within.
@@ -154,7 +168,7 @@ class Noisy(_Wrapped):
     def _noisy(self, observation: Observation) -> Observation:
         return {
             name: values
-            if values.dtype == np.uint8
+            if values.dtype.kind != "f"
             else values + self._random.normal(0, self.deviation, values.shape).astype(values.dtype)
             for name, values in observation.items()
         }

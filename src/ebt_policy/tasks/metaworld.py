@@ -1,4 +1,8 @@
-"""``metaworld/<task>``: the fifty Meta-World tasks, whose package carries scripted experts."""
+"""``metaworld/<task>``: the fifty Meta-World tasks, whose package carries scripted experts.
+
+``metaworld/mt10`` and ``metaworld/mt50`` are ten and all fifty of them in turn. The sentence of
+what is to be done (``task``) is part of every observation; nothing else names the task.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,28 @@ import functools
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ebt_policy.demonstrations.base import TASK
 from ebt_policy.errors import UserError
 from ebt_policy.tasks.base import Environment, Expert, Observation, Outcome, Task, missing_extra
+from ebt_policy.tasks.metaworld_sentences import PHRASES, sentence
 
 HORIZON = 500
 CAMERA = "corner2"
 MOVED, NEAR = 0.002, 0.06
 FRAME_HEIGHT, FRAME_WIDTH = 240, 320
+# Meta-World's MT10 (arXiv 1910.10897) and MT50.
+MIXTURES: dict[str, tuple[str, ...]] = {
+    "mt10": (
+        "reach", "push", "pick-place", "door-open", "drawer-open", "drawer-close",
+        "button-press-topdown", "peg-insert-side", "window-open", "window-close",
+    ),
+    "mt50": tuple(sorted(PHRASES)),
+}  # fmt: skip
 
 
 def _package() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -45,6 +60,7 @@ class MetaWorldEnvironment(Environment):
 
     def __init__(self, name: str) -> None:
         environments, _ = _package()
+        self.name, self._unseen = name, False
         self._environment: Any = environments[name](seed=0)
         self._environment._freeze_rand_vec = False
         self._environment.seeded_rand_vec = True
@@ -53,14 +69,17 @@ class MetaWorldEnvironment(Environment):
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         self._environment.seed(seed)
         state, _ = self._environment.reset()
-        return {"state": np.asarray(state, np.float32)}
+        self._sentence = np.array(sentence(self.name, seed, self._unseen))
+        return self._observe(state)
+
+    def _observe(self, state: np.ndarray) -> dict[str, np.ndarray]:
+        return {"state": np.asarray(state, np.float32), TASK: self._sentence}
 
     def step(self, action: np.ndarray) -> Outcome:
         clipped = np.clip(np.asarray(action, np.float64), -1, 1)
         state, _, _, truncated, info = self._environment.step(clipped)
         success = bool(info["success"])
-        observation = {"state": np.asarray(state, np.float32)}
-        return Outcome(observation, float(success), success, done=bool(truncated))
+        return Outcome(self._observe(state), float(success), success, done=bool(truncated))
 
     def render(self) -> np.ndarray:
         import mujoco
@@ -70,10 +89,61 @@ class MetaWorldEnvironment(Environment):
         self._renderer.update_scene(self._environment.data, camera=CAMERA)
         return np.ascontiguousarray(self._renderer.render()[::-1])  # the camera is upside down
 
+    def paraphrase(self) -> None:
+        self._unseen = True
+
     def close(self) -> None:
         if self._renderer is not None:
             self._renderer.close()
         self._environment.close()
+
+
+class MixedEnvironment(Environment):
+    """Several tasks in turn: the start of seed s is that of seed s // n of the task s % n.
+
+    Args:
+        names: of the n tasks.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names, self._unseen = names, False
+        self._made: dict[str, MetaWorldEnvironment] = {}
+
+    def reset(self, seed: int) -> dict[str, np.ndarray]:
+        name, seed = _of_turn(self.names, seed)
+        if name not in self._made:
+            self._made[name] = MetaWorldEnvironment(name)
+            if self._unseen:
+                self._made[name].paraphrase()
+        self._now = self._made[name]
+        return self._now.reset(seed)
+
+    def step(self, action: np.ndarray) -> Outcome:
+        return self._now.step(action)
+
+    def render(self) -> np.ndarray:
+        return self._now.render()
+
+    def facts(self) -> dict[str, Any]:
+        """The task's name, by which :mod:`ebt_policy.evaluation.rollout` counts successes."""
+        return {TASK: self._now.name}
+
+    def paraphrase(self) -> None:
+        self._unseen = True
+
+    def close(self) -> None:
+        for environment in self._made.values():
+            environment.close()
+
+
+def _of_turn(names: tuple[str, ...], seed: int) -> tuple[str, int]:
+    """Task and start of a seed, of several tasks in turn."""
+    start, turn = divmod(seed, len(names))
+    return names[turn], start
+
+
+def _mixed_expert(names: tuple[str, ...], seed: int) -> Expert:
+    return _make_expert(*_of_turn(names, seed))
 
 
 def _make_expert(name: str, seed: int) -> Expert:  # noqa: ARG001, its starts say it all
@@ -98,20 +168,24 @@ def _describe(before: Observation, after: Observation) -> str:
 
 
 def metaworld(name: str) -> Task:
-    """A Meta-World task by name, for instance ``pick-place``; 80 steps per second.
+    """A Meta-World task by name, for instance ``pick-place``, or several; 80 steps per second.
 
     Raises:
         UserError: there is no such task, or the package is not installed.
     """
     environments, _ = _package()
-    if name not in environments:
+    if name in MIXTURES:
+        make: Callable[[], Environment] = functools.partial(MixedEnvironment, MIXTURES[name])
+        make_expert = functools.partial(_mixed_expert, MIXTURES[name])
+    elif name in environments:
+        make = functools.partial(MetaWorldEnvironment, name)
+        make_expert = functools.partial(_make_expert, name)
+    else:
         raise UserError(
             f"--task metaworld/{name}: no such Meta-World task; there are "
-            f"{', '.join(sorted(environments))}"
+            f"{', '.join([*MIXTURES, *sorted(environments)])}"
         )
     return Task(
         f"metaworld/{name}", horizon=HORIZON, rate=80.0, action_dim=4,
-        make=functools.partial(MetaWorldEnvironment, name),
-        make_expert=functools.partial(_make_expert, name), action_bounds=(-1.0, 1.0),
-        describe=_describe,
+        make=make, make_expert=make_expert, action_bounds=(-1.0, 1.0), describe=_describe,
     )  # fmt: skip
