@@ -59,21 +59,19 @@ def disturbed(task: Task, disturbances: str) -> Task:
 def _with_one(task: Task, name: str, text: str | None) -> Task:
     full = f"{task.name}+{name}" + ("" if text is None else f"={text}")
     make: Callable[[], Environment]
+    if name in (*ONCE, "paraphrase") and text is not None:
+        raise UserError(f"--task {full}: {name} takes no strength; write +{name}")
     if name in ONCE:
-        if text is not None:
-            raise UserError(f"--task {full}: {name} takes no strength; write +{name}")
         make = functools.partial(Interrupted, task.make, name, task.horizon)
         return replace(
             task, name=full, make=make, horizon=2 * task.horizon, summarise=_summarise
         )  # fmt: skip
     if name == "paraphrase":
-        if text is not None:
-            raise UserError(f"--task {full}: {name} takes no strength; write +{name}")
         return replace(task, name=full, make=functools.partial(_paraphrased, task.make))
     if name not in (*FACTORS, "noise", "delay"):
         raise UserError(
-            f"--task {full}: no disturbance {name!r}; there are {', '.join(ONCE)}, paraphrase and, with a "
-            f"strength, noise, delay, {', '.join(FACTORS)}"
+            f"--task {full}: no disturbance {name!r}; there are {', '.join(ONCE)}, paraphrase "
+            f"and, with a strength, noise, delay, {', '.join(FACTORS)}"
         )
     try:
         strength = float(text or "")

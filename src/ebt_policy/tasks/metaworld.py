@@ -2,6 +2,16 @@
 
 ``metaworld/mt10`` and ``metaworld/mt50`` are ten and all fifty of them in turn. The sentence of
 what is to be done (``task``) is part of every observation; nothing else names the task.
+
+``metaworld/puck`` is one scene with three things to do, and nothing but the sentence says which.
+Meta-World's reach, push and pick-place have the arm, a puck and a goal in common, but not where the
+goal may be. Here all have pick-place's scene with the goal 15 to 30 cm above the table, and
+
+    reach        the hand is at the goal, while the puck lies on the table
+    push         the puck lies on the table below the goal
+    pick-place   the puck is at the goal
+
+An episode ends with the first of the three that is done, in success if it is the named one.
 """
 
 from __future__ import annotations
@@ -12,12 +22,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ebt_policy.demonstrations.base import TASK
 from ebt_policy.errors import UserError
+from ebt_policy.shapes import Float
 from ebt_policy.tasks.base import Environment, Expert, Observation, Outcome, Task, missing_extra
 from ebt_policy.tasks.metaworld_sentences import PHRASES, sentence
 
@@ -33,6 +45,8 @@ MIXTURES: dict[str, tuple[str, ...]] = {
     ),
     "mt50": tuple(sorted(PHRASES)),
 }  # fmt: skip
+PUCK_TASKS = ("reach", "push", "pick-place")
+LOWEST_GOAL, LYING, TABLE = 0.15, 0.04, 0.02  # heights in m; a lying puck's middle is at TABLE
 
 
 def _package() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -136,6 +150,75 @@ class MixedEnvironment(Environment):
             environment.close()
 
 
+class PuckEnvironment(MetaWorldEnvironment):
+    """One start, three sentences: that of seed s names the task s % 3 in the start s // 3."""
+
+    def __init__(self) -> None:
+        from gymnasium.spaces import Box
+
+        super().__init__("pick-place")
+        space = self._environment._random_reset_space  # of the puck, then of the goal
+        low = np.concatenate([space.low[:5], [LOWEST_GOAL]])
+        self._environment._random_reset_space = Box(low, space.high, dtype=space.dtype)
+
+    def reset(self, seed: int) -> dict[str, np.ndarray]:
+        self.name, start = _of_turn(PUCK_TASKS, seed)
+        self._did: str | None = None
+        return super().reset(start)
+
+    def step(self, action: np.ndarray) -> Outcome:
+        outcome = super().step(action)
+        self._did = done_with_puck(outcome.observation["state"])
+        success = self._did == self.name
+        done = outcome.done or self._did is not None
+        return replace(outcome, score=float(success), success=success, done=done)
+
+    def facts(self) -> dict[str, Any]:
+        """The named task and what was done, if anything was."""
+        return {TASK: self.name, "did": self._did}
+
+
+def done_with_puck(state: Float[np.ndarray, 39]) -> str | None:
+    """Which of the puck's tasks is done in a state of Meta-World, if one is; lengths in m."""
+    hand, puck, goal = state[:3], state[4:7], state[-3:]
+    if np.linalg.norm(puck - goal) <= 0.07:
+        return "pick-place"
+    if puck[2] > LYING:
+        return None
+    if np.linalg.norm(puck[:2] - goal[:2]) <= 0.05:
+        return "push"
+    return "reach" if np.linalg.norm(hand - goal) <= 0.05 else None
+
+
+def _puck_expert(seed: int) -> Expert:
+    """The three tasks' own experts; that of push is shown the goal's place on the table."""
+    name, start = _of_turn(PUCK_TASKS, seed)
+    act = _make_expert(name, start)
+    if name != "push":
+        return act
+
+    def push(observation: Observation) -> np.ndarray:
+        state = observation["state"].copy()
+        state[-1] = TABLE
+        return act({"state": state})
+
+    return push
+
+
+def _what_was_done(facts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each named task how often which one was done."""
+    every = (*PUCK_TASKS, None)
+    return {
+        "did": {
+            name: {
+                str(did or "nothing"): sum(f["did"] == did for f in facts if f[TASK] == name)
+                for did in every
+            }
+            for name in PUCK_TASKS
+        }
+    }
+
+
 def _of_turn(names: tuple[str, ...], seed: int) -> tuple[str, int]:
     """Task and start of a seed, of several tasks in turn."""
     start, turn = divmod(seed, len(names))
@@ -174,8 +257,12 @@ def metaworld(name: str) -> Task:
         UserError: there is no such task, or the package is not installed.
     """
     environments, _ = _package()
-    if name in MIXTURES:
-        make: Callable[[], Environment] = functools.partial(MixedEnvironment, MIXTURES[name])
+    summarise = None
+    if name == "puck":
+        make: Callable[[], Environment] = PuckEnvironment
+        make_expert, summarise = _puck_expert, _what_was_done
+    elif name in MIXTURES:
+        make = functools.partial(MixedEnvironment, MIXTURES[name])
         make_expert = functools.partial(_mixed_expert, MIXTURES[name])
     elif name in environments:
         make = functools.partial(MetaWorldEnvironment, name)
@@ -183,9 +270,10 @@ def metaworld(name: str) -> Task:
     else:
         raise UserError(
             f"--task metaworld/{name}: no such Meta-World task; there are "
-            f"{', '.join([*MIXTURES, *sorted(environments)])}"
+            f"{', '.join(['puck', *MIXTURES, *sorted(environments)])}"
         )
     return Task(
         f"metaworld/{name}", horizon=HORIZON, rate=80.0, action_dim=4,
         make=make, make_expert=make_expert, action_bounds=(-1.0, 1.0), describe=_describe,
+        summarise=summarise,
     )  # fmt: skip

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ebt_policy.errors import UserError
+
 SEEN_FRAMES = ("{}", "please {}", "{} now", "robot, {}")
 UNSEEN_FRAMES = ("could you {}", "now {} please", "the task is to {}")
 # Seen, seen, unseen.
@@ -125,6 +127,15 @@ PHRASES: dict[str, tuple[str, str, str]] = {
     "window-close": ("close the window", "slide the window shut", "shut the window"),
     "window-open": ("open the window", "slide the window open", "get the window open"),
 }  # fmt: skip
+
+
+def meaning(text: str) -> str:
+    """The task that a sentence is of."""
+    for task, phrases in PHRASES.items():
+        for phrase in phrases:
+            if text in [frame.format(phrase) for frame in (*SEEN_FRAMES, *UNSEEN_FRAMES)]:
+                return task
+    raise UserError(f"the sentence {text[:40]!r} is of no Meta-World task")
 
 
 def sentence(task: str, seed: int, unseen: bool = False) -> str:
