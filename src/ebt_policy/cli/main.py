@@ -812,6 +812,8 @@ def _bench_study(options: argparse.Namespace) -> None:
     pusht, chosen = Path(options.pusht), study.cells(options.only)
     if options.render and study is objectives.STUDY:
         render(Path(options.render), results)
+    elif options.render and study is language.STUDY:
+        language.render_language(Path(options.render), results)
     elif options.render:
         render_claims(Path(options.render), results.parent)
     elif options.list:

@@ -23,7 +23,7 @@ from ebt_policy.demonstrations.base import Digest, episode_of_step
 from ebt_policy.errors import UserError
 from ebt_policy.shapes import Float, Int, Shaped
 from ebt_policy.windows.images import to_uint8
-from ebt_policy.windows.sentences import embed
+from ebt_policy.windows.sentences import embed_all
 
 _INDEX, _ACTIONS, _STREAM = "arrays.json", "actions", "stream-{}"
 _SENTENCES = "sentences-{}"
@@ -176,7 +176,10 @@ def _texts(
     digest = Digest()
     digest.add(rows.astype(np.int64))
     digest.add(np.frombuffer("\n".join(demonstrations.tasks).encode(), np.uint8))
-    vectors = np.stack([embed(sentence, encoder) for sentence in demonstrations.tasks])
+    try:
+        vectors = embed_all(np.array(demonstrations.tasks), encoder)
+    except UserError as error:
+        raise UserError(f"{demonstrations.path}: {error}") from error
     return rows.astype(np.int64), vectors, digest.hex()
 
 
