@@ -18,7 +18,7 @@ from ebt_policy.demonstrations import Demonstrations, open_demonstrations
 from ebt_policy.demonstrations.conversion import convert
 from ebt_policy.demonstrations.mixture import MixedDemonstrations
 from ebt_policy.demonstrations.robomimic import write_robomimic
-from ebt_policy.evaluation.energy_quality import sentence_quality
+from ebt_policy.evaluation.energy_quality import sentence_quality, word_saliency
 from ebt_policy.evaluation.rollout import EpisodeRecord, of_records
 from ebt_policy.policies import Policy, make_policy
 from ebt_policy.serving.episode import Episode
@@ -265,6 +265,19 @@ def test_energy_that_does_not_read_prefers_no_sentence(tmp_path: Path) -> None:
     torch.nn.init.zeros_(encoder.streams[encoder.names.index("task")].weight)
     deaf = sentence_quality(policy, windows, meanings, 20, seed=0)
     assert deaf["auroc_energy"] == deaf["auroc_step"] == [0.5, 0.5, 0.5]
+
+
+def test_every_word_matters_by_what_is_done_without_it(tmp_path: Path) -> None:
+    policy, windows = obedient(open_demonstrations(told(tmp_path / "told.hdf5")))
+    batch = windows.gather(torch.tensor([0, 5, 9])).observations
+    seen = {"state": batch["state"].numpy(), "task": np.full((3, 2), "Go to the middle!")}
+    said, moved = word_saliency(policy, seen, "task")
+    assert said == ["go", "to", "the", "middle"]
+    assert moved.shape == (3, 4)
+    assert np.abs(moved).max() > 0
+    encoder: Any = policy.core.network.encoder  # type: ignore[union-attr]
+    torch.nn.init.zeros_(encoder.streams[encoder.names.index("task")].weight)
+    assert np.abs(word_saliency(policy, seen, "task")[1]).max() < 1e-6
 
 
 # -- tasks -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ sentence than under another task's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from ebt_policy.energy.model import EnergyModel, energy_and_gradient
 from ebt_policy.errors import UserError
 from ebt_policy.objectives.noise import smooth
 from ebt_policy.policies.base import Policy
+from ebt_policy.shapes import Float
+from ebt_policy.windows.sentences import words
 from ebt_policy.windows.windows import Windows
 
 RANDOM_CHUNKS, NEAR_CHUNKS = 100, 20
@@ -143,6 +145,37 @@ def sentence_quality(
         for meaning in np.unique(of_window).tolist()
     }
     return result
+
+
+def word_saliency(
+    policy: Policy, windows: Mapping[str, np.ndarray], stream: str
+) -> tuple[list[str], Float[np.ndarray, "b words"]]:
+    """How much each word matters to the chunk: what a step would change without it.
+
+    The policy's own chunk for each window, under its sentence with one word left out, is moved by
+    a descent step; this is how far (root mean square of normalised actions), beyond how far a step
+    moves it under the whole sentence.
+
+    Args:
+        policy: with an ``energy``.
+        windows: each stream (b, To, *shape), raw; all of one sentence of two words or more.
+        stream: of the sentence.
+    """
+    model = policy.energy
+    assert isinstance(model, EnergyModel)
+    said = words(str(windows[stream].flat[0]))
+    shorter = [said[:i] + said[i + 1 :] for i in range(len(said))]
+    generators = [torch.Generator().manual_seed(0) for _ in windows[stream]]
+    plan = torch.from_numpy(policy.predict_chunk(windows, generators).plan)
+    chunks = policy.action_normaliser.normalise(plan)
+    moved = []
+    with torch.no_grad():
+        for left in (said, *shorter):
+            told = {**windows, stream: np.full(windows[stream].shape, " ".join(left))}
+            memory = model.remember(policy.normalise_observation(policy.raw_windows(told)))
+            _, gradient = energy_and_gradient(model.given(memory), chunks)
+            moved.append(gradient.square().mean((1, 2)).sqrt().numpy())
+    return said, np.stack(moved[1:], 1) - moved[0][:, None]
 
 
 def _some_whole(held_out: Windows, first: int, count: int) -> Tensor:

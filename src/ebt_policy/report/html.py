@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ebt_policy.config import DescentConfig
 from ebt_policy.errors import UserError
+from ebt_policy.evaluation.energy_quality import word_saliency
 from ebt_policy.evaluation.results import RESULTS_FOLDER, read_results
 from ebt_policy.evaluation.rollout import observed
 from ebt_policy.policies.ebt import EnergyPolicy
@@ -21,6 +22,7 @@ from ebt_policy.policies.files import load_policy, replace_file
 from ebt_policy.report import figures
 from ebt_policy.tasks import make_task
 from ebt_policy.training.files import read_metrics
+from ebt_policy.windows.sentences import words
 
 _DESCENT_STEPS = 10  # of the energy curves: beyond what the policy uses, to show the basin
 _STYLE = """
@@ -190,7 +192,22 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
             figures.along_episode(first, policy.config.windows.action_steps, rate),
             "Descent steps and final energy of every chunk along the same episode.",
         ),
+        *_words_section(policy, streams, steps, rate),
     ]
+
+
+def _words_section(
+    policy: EnergyPolicy, streams: dict[str, np.ndarray], steps: list[int], rate: float
+) -> list[str]:
+    """What each word of the sentence does to the chunk, for a policy that is told what to do."""
+    texts = [name for name, stream in policy.config.streams.items() if stream.kind == "text"]
+    if not texts or len(words(str(streams[texts[0]].flat[0]))) == 1:
+        return []
+    said, moved = word_saliency(policy, streams, texts[0])
+    return [_figure(
+        figures.word_saliency(said, moved, steps, rate),
+        "How far a descent step would move each chunk if a word of the sentence had not been said.",
+    )]  # fmt: skip
 
 
 def _videos(runs: list[Path]) -> list[str]:
