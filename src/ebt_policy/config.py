@@ -22,7 +22,7 @@ EnergyForm = Literal["residual", "scalar"]
 ObjectiveName = Literal["basin", "equilibrium", "unrolled"]
 StepRule = Literal["fixed", "energy"]
 StartName = Literal["proposal", "noise"]
-StreamKind = Literal["numbers", "image"]
+StreamKind = Literal["numbers", "image", "text"]
 ImageEncoderName = Literal["conv", "resnet18", "pretrained"]
 
 
@@ -47,19 +47,24 @@ class StreamConfig:
 
     Attributes:
         shape: shape of one observation of this stream, without batch or time; (H, W, 3) of an
-            image, whose values are RGB in uint8.
+            image, whose values are RGB in uint8; (D,) of a sentence, once it is embedded.
         angles: indices (into the flattened stream) of angles in radians. Each is replaced
             by its sine and cosine, because an angle that wraps is not a number line.
         elements: indices (into the flattened stream) that the policy sees; None is all.
-        kind: numbers, or an image.
+        kind: numbers, an image, or a sentence.
+        encoder: of a sentence, see :mod:`ebt_policy.windows.sentences`: ``hashed``, or the hub
+            name or folder of a text encoder for the package ``transformers``.
     """
 
     shape: tuple[int, ...]
     angles: tuple[int, ...] = ()
     elements: tuple[int, ...] | None = None
     kind: StreamKind = "numbers"
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
+        if (self.encoder is not None) != (self.kind == "text"):
+            raise UserError(f"stream: encoder = {self.encoder}: a text, and no other, has one")
         if self.kind == "image":
             if not is_image(self.shape):
                 raise UserError(f"stream: shape {self.shape} is no image; expected (H, W, 3)")
@@ -75,8 +80,8 @@ class StreamConfig:
 
     @property
     def features(self) -> int:
-        """Number of features of a stream of numbers after the sine-cosine transform."""
-        assert self.kind == "numbers"
+        """Number of features of numbers (after the sine-cosine transform) or of a sentence."""
+        assert self.kind != "image"
         return len(self.seen) + len(self.angles)
 
 
@@ -458,6 +463,8 @@ class TrainingConfig:
     beside each other get the same, and wall-clock time on an accelerator.
 
     Attributes:
+        weights: share of each data set of a mixture in the windows that are learned from; None is
+            by their numbers of windows.
         batch_size: of one optimiser step, all processes and parts together.
         accumulation: parts that a process cuts its share of a batch into, one after the other:
             less memory, the same step for a loss without random numbers; the width that ``basin``
@@ -471,6 +478,7 @@ class TrainingConfig:
 
     data: str
     filter_key: str | None = None
+    weights: tuple[float, ...] | None = None
     steps: int | None = None
     budget_seconds: float | None = None
     batch_size: int = 64

@@ -60,7 +60,8 @@ def export_onnx(policy: Policy, path: Path) -> dict[str, Any]:
     """Write a policy as ONNX and check the file against the policy in onnxruntime.
 
     Inputs are the observation windows (1, To, *shape) under the streams' names, uint8 of images
-    and float32 of numbers, and ``draw_0`` …;
+    and float32 of numbers and of sentences' vectors (:func:`windows.sentences.embed`), and
+    ``draw_0`` …;
     outputs ``actions`` (1, Ta, A), ``plan`` (1, T, A) and, for an energy policy, ``energy`` (1,).
 
     Args:
