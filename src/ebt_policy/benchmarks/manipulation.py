@@ -1,8 +1,9 @@
 """The studies behind ``docs/claims.md``: the paper's manipulation tasks and its claims.
 
-All but the first look at the policies that the first has trained. The ways of acting that are
-compared: two descent steps and steps until they no longer move the chunk, against a Diffusion
-Policy's ten and hundred, two-step and one-step regression, and implicit behavioural cloning.
+Recovery, shift and compute look at the policies that the first study has trained; scale and
+embodiments train their own. The ways of acting that are compared: two descent steps and steps
+until they no longer move the chunk, against a Diffusion Policy's ten and hundred, two-step and
+one-step regression, and implicit behavioural cloning.
 """
 
 from __future__ import annotations
@@ -78,4 +79,50 @@ RECOVERY = Study("recovery", _WHOLE, {n: _recovering(m) for n, m in _METHODS.ite
 SHIFT = Study(
     "shift", _WHOLE, {n: _disturbed(m, SHIFTS) for n, m in _METHODS.items()}, work="tasks"
 )
-STUDIES = {study.name: study for study in (TASKS, RECOVERY, SHIFT)}
+
+STEP_BUDGETS = (1, 2, 3, 5, 10, 20)
+
+
+def _at_most(steps: int) -> Act:
+    """Steps until they no longer move the chunk, but at most so many."""
+    limit = f"descent.steps={steps}"
+    return replace(ADAPTIVE, name=f"at most {steps}", settings=(limit, *ADAPTIVE.settings[1:]))
+
+
+ALL_STEPS = Act("20 steps", ("descent.steps=20",))
+_BUDGETED = replace(METHODS["basin"], acts=(*map(_at_most, STEP_BUDGETS), ALL_STEPS))
+COMPUTE = Study(
+    "compute",
+    {slug: replace(task, methods=("basin",)) for slug, task in _WHOLE.items()},
+    {"basin": _BUDGETED},
+    work="tasks",
+)
+
+PRESETS_COMPARED = ("tiny", "small", "paper")
+_SCALED = tuple(
+    BenchTask(
+        "metaworld/pick-place", (10, 50, 200), 60.0, (0,), 50,
+        ("basin", "diffusion", "flow", "mip", "regression"), preset=preset,
+    )
+    for preset in PRESETS_COMPARED
+)  # fmt: skip
+SCALE = Study(
+    "scale",
+    {task.slug: task for task in _SCALED},
+    {
+        name: replace(
+            METHODS[name],
+            acts=tuple(replace(act, validates=True) for act in acts if act.core),
+        )
+        for name, acts in (_ACTS | {"flow": METHODS["flow"].acts}).items()
+        if name in _SCALED[0].methods
+    },
+)
+
+_ARMS = tuple(
+    BenchTask(f"robosuite/{name}", (50,), 60.0, (0,), 50, ("basin", "diffusion"))
+    for name in ("Lift", "Lift:UR5e", "Lift:Sawyer")
+)
+EMBODIMENTS = Study("embodiments", {task.slug: task for task in _ARMS}, _METHODS)
+
+STUDIES = {study.name: study for study in (TASKS, RECOVERY, SHIFT, COMPUTE, SCALE, EMBODIMENTS)}

@@ -315,6 +315,18 @@ def build_parser() -> argparse.ArgumentParser:
         studies, "shift", "success where the task differs from the demonstrations, by how much",
         "ebt-policy bench shift --only 'robosuite-Lift/200/*/0'",
     )  # fmt: skip
+    _study(
+        studies, "compute", "steps and energy by what the robot does, success by steps allowed",
+        "ebt-policy bench compute --only 'robosuite-Lift/200/basin/0'",
+    )  # fmt: skip
+    _study(
+        studies, "scale", "sizes of the network and numbers of demonstrations",
+        "ebt-policy bench scale --only 'metaworld-pick-place/*'",
+    )  # fmt: skip
+    _study(
+        studies, "embodiments", "the same task with other arms",
+        "ebt-policy bench embodiments --only 'robosuite-Lift-UR5e/*'",
+    )  # fmt: skip
 
     doubt = _command(
         studies, "uncertainty", _bench_uncertainty,
