@@ -30,7 +30,7 @@ from ebt_policy.benchmarks.study import (
 )
 from ebt_policy.config import PolicyConfig, StreamConfig, TrainingConfig, from_json, override
 from ebt_policy.errors import UserError
-from ebt_policy.evaluation.action_error import action_errors, chunk_starts, every_window
+from ebt_policy.evaluation.action_error import action_errors, chunk_starts, unseen_windows
 from ebt_policy.evaluation.calibration import training_windows
 from ebt_policy.evaluation.energy_quality import energy_quality
 from ebt_policy.evaluation.rollout import Rollout, evaluate
@@ -330,7 +330,7 @@ def _evaluation(cell: Cell, act: Act, run: Path, held_out: Path | None) -> dict[
 def _validation_error(rollout: Rollout, held_out: Path) -> float:
     """Root mean square error of the executed actions, in half ranges, on other demonstrations."""
     policy = rollout.policy()
-    windows = every_window(policy, str(held_out))
+    windows = unseen_windows(Path(rollout.run), policy, str(held_out))
     errors = action_errors(policy, windows, chunk_starts(windows))
     return round(float(np.sqrt(np.nanmean(np.square(errors)))), 5)
 
@@ -368,7 +368,7 @@ def _windows(
 ) -> tuple[Windows, Windows]:
     """The windows a run was trained on, and those it held out (or all of another file)."""
     trained, held_out = training_windows(run, policy, str(data))
-    return trained, held_out if other is None else every_window(policy, str(other))
+    return trained, held_out if other is None else unseen_windows(run, policy, str(other))
 
 
 def _quality(run: Path, data: Path, other: Path | None) -> dict[str, Any]:

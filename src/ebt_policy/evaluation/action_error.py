@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from ebt_policy.demonstrations import open_demonstrations
+from ebt_policy.errors import UserError
 from ebt_policy.policies.base import Policy
 from ebt_policy.shapes import Float
+from ebt_policy.training.files import read_summary
 from ebt_policy.windows.arrays import load_arrays
 from ebt_policy.windows.windows import Windows
 
 _ROWS = 256  # observations at once
 
 
-def every_window(policy: Policy, data: str) -> Windows:
-    """All windows of some demonstrations, as a policy sees them.
+def unseen_windows(run: Path, policy: Policy, data: str) -> Windows:
+    """All windows of demonstrations that a run has not learned from.
 
     Raises:
-        UserError: they lack what the policy observes.
+        UserError: it has, or they lack what the policy observes.
     """
     demonstrations = open_demonstrations(data)
-    arrays = load_arrays(demonstrations, policy.config.streams)
+    arrays, summary = load_arrays(demonstrations, policy.config.streams), read_summary(run)
+    if summary is not None and summary["data"]["sha256"] == arrays.sha256:
+        raise UserError(
+            f"--data {data}: {run} has learned from these; others are needed, for instance "
+            "ebt-policy collect … --seed 50000"
+        )
     every = np.arange(demonstrations.episodes)
     return Windows(arrays, demonstrations.episode_ends, every, policy.config.windows)
 

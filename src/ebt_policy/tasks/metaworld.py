@@ -113,5 +113,5 @@ def metaworld(name: str) -> Task:
         f"metaworld/{name}", horizon=HORIZON, rate=80.0, action_dim=4,
         make=functools.partial(MetaWorldEnvironment, name),
         make_expert=functools.partial(_make_expert, name), action_bounds=(-1.0, 1.0),
-        describe=_describe,
+        expert_knows_any_state=True, describe=_describe,
     )  # fmt: skip
