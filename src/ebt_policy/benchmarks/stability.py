@@ -49,7 +49,9 @@ BOUND = 0.25
 SCALES = (0.5, 1.5, 2.0, 3.0)  # of the start
 FACTORS = (0.5, 0.75, 1.25, 1.5)  # of the step, or of the step of the schedule
 MANY_STEPS = 20
-_OBSERVATIONS = 512  # of which descents are compared
+RATIO = "visited / demonstrated"
+_OBSERVATIONS = 512  # of which descents are compared, at most
+_RESAMPLES = 2_000
 
 Sampler = Callable[[dict[str, Tensor], float, float], Tensor]
 
@@ -121,11 +123,27 @@ def _exposure(
         found["visited, successes only"] = [
             error for error, visit in zip(visited, seen, strict=True) if visit.record.success
         ]
-    return {
+    means = {
         name: [round(x, 4) for x in (float(np.mean(errors)), *bootstrap_mean(errors))]
         for name, errors in found.items()
         if errors
     }
+    if "visited" in means:
+        means[RATIO] = _ratio(found["visited"], found["demonstrated"])
+    return means
+
+
+def _ratio(above: list[float], below: list[float]) -> list[float]:
+    """Of two means, with its 95% bootstrap interval."""
+    random = np.random.default_rng(0)
+    drawn = [
+        random.choice(above, len(above)).mean() / random.choice(below, len(below)).mean()
+        for _ in range(_RESAMPLES)
+    ]
+    return [
+        round(float(x), 4)
+        for x in (np.mean(above) / np.mean(below), *np.percentile(drawn, [2.5, 97.5]))
+    ]
 
 
 def _visited_error(policy: Policy, visit: Visit, task: Task) -> float:
