@@ -205,7 +205,7 @@ def _divergence(
             with torch.no_grad():
                 return sampler(observation, scale, factor)
 
-        undisturbed = chunks(1, 1)
+        undisturbed = chunks(1.0, 1.0)
         found[how] = {}
         for name, scale, factor in (
             ("undisturbed", 1.0, 1.0),
