@@ -118,7 +118,9 @@ def test_all_three_are_measured_of_both_policies(
         assert 0 < median <= most
         for how, conditions in one["divergence"].items():
             assert conditions["undisturbed"]["diverged"] == 0, (name, how)
-    assert list(measured["policies"]["energy policy"]["divergence"]) == ["2 steps", "20 steps"]
+    assert list(measured["policies"]["energy policy"]["divergence"]) == [
+        "2 steps", "20 steps", "20 steps from noise",
+    ]  # fmt: skip
     assert list(measured["policies"]["Diffusion Policy"]["divergence"]) == ["DDIM-10"]
 
     # With an expert who knows any state, and nudges that are none.

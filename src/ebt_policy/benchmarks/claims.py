@@ -247,15 +247,12 @@ def _stability_claims(found: Found) -> list[list[str]]:
                 f"{verdict}, of one training seed",
             ])  # fmt: skip
         for what in ("start", "step"):
-            worst = {
-                how: max(c["diverged"] for name, c in conditions.items() if name.startswith(what))
-                for how, conditions in ours["divergence"].items()
-            }
-            how = max(worst, key=lambda one: worst[one])
-            verdict = "holds" if worst[how] <= _DIVERGING else "does not hold"
+            how, conditions = next(iter(ours["divergence"].items()))  # as it was saved to act
+            worst = max(c["diverged"] for name, c in conditions.items() if name.startswith(what))
+            verdict = "holds" if worst <= _DIVERGING else "does not hold"
             rows.append([
-                f"of the descents at most {_DIVERGING:g} diverge, {_DISTURBED[what]}: {where}",
-                command, f"{worst[how]:.3f} at the worst ({how})",
+                f"of the descents ({how}) at most {_DIVERGING:g} diverge, {_DISTURBED[what]}: {where}",
+                command, f"{worst:.3f} at the worst",
                 f"{verdict}, of one training seed",
             ])  # fmt: skip
     return rows

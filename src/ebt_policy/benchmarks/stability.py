@@ -6,9 +6,10 @@
   alone (:attr:`Task.expert_knows_any_state`).
 * *Growth*: every episode twice, from the same start with the same draws, once with a first action
   that is a little off; the distance between the two observations at later chunks, over that.
-* *Divergence*: the same descent from a start that is several times as large, or with other steps; a
-  Diffusion Policy's from larger noise, or told that its chunk is of another step of the schedule.
-  It has diverged if it is not finite, or ends further than ``BOUND`` from where it ends otherwise.
+* *Divergence*: the same descent from a start that is several times as large (the proposal, where
+  that is the start), or with other steps; a Diffusion Policy's from larger noise, or told that its
+  chunk is of another step of the schedule. It has diverged if it is not finite, or ends further
+  than ``BOUND`` from where it ends otherwise.
 
 Distances are root mean squares in half ranges of what was demonstrated.
 """
@@ -27,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ebt_policy.benchmarks.variants import BareDiffusionPolicy
+from ebt_policy.config import DescentConfig
 from ebt_policy.descent import descend, rms
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.action_error import action_errors, chunk_starts, unseen_windows
@@ -242,10 +244,9 @@ def _samplers(policy: EnergyPolicy | DiffusionPolicy) -> dict[str, Sampler]:
 
         return {f"DDIM-{config.diffusion.ddim_steps}": denoised}
 
-    def descending(steps: int) -> Sampler:
-        mine = policy.with_sampling(replace(policy.config.descent, steps=steps))
+    def descending(settings: DescentConfig) -> Sampler:
+        mine = policy.with_sampling(settings)
         assert isinstance(mine, EnergyPolicy)
-        settings = mine.config.descent
 
         def descended(observation: dict[str, Tensor], scale: float, factor: float) -> Tensor:
             memory = mine.energy.remember(observation)
@@ -257,5 +258,9 @@ def _samplers(policy: EnergyPolicy | DiffusionPolicy) -> dict[str, Sampler]:
 
         return descended
 
-    counts = dict.fromkeys((policy.config.descent.steps, MANY_STEPS))
-    return {f"{steps} steps": descending(steps) for steps in counts}
+    saved = policy.config.descent
+    many = replace(saved, steps=MANY_STEPS)
+    ways = {f"{saved.steps} steps": saved, f"{MANY_STEPS} steps": many}
+    if saved.start != "noise":
+        ways[f"{MANY_STEPS} steps from noise"] = replace(many, start="noise")
+    return {how: descending(settings) for how, settings in ways.items()}
