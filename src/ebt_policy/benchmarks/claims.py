@@ -251,7 +251,8 @@ def _stability_claims(found: Found) -> list[list[str]]:
             worst = max(c["diverged"] for name, c in conditions.items() if name.startswith(what))
             verdict = "holds" if worst <= _DIVERGING else "does not hold"
             rows.append([
-                f"of the descents ({how}) at most {_DIVERGING:g} diverge, {_DISTURBED[what]}: {where}",
+                f"at most {_DIVERGING:g} of the descents diverge, {how}, {_DISTURBED[what]}: "
+                + where,
                 command, f"{worst:.3f} at the worst",
                 f"{verdict}, of one training seed",
             ])  # fmt: skip
