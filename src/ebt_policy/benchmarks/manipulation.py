@@ -106,16 +106,16 @@ _SCALED = tuple(
     )
     for preset in PRESETS_COMPARED
 )  # fmt: skip
+_CORE = {
+    name: replace(method, acts=tuple(act for act in method.acts if act.core))
+    for name, method in (_METHODS | {"flow": METHODS["flow"]}).items()
+}
 SCALE = Study(
     "scale",
     {task.slug: task for task in _SCALED},
     {
-        name: replace(
-            METHODS[name],
-            acts=tuple(replace(act, validates=True) for act in acts if act.core),
-        )
-        for name, acts in (_ACTS | {"flow": METHODS["flow"].acts}).items()
-        if name in _SCALED[0].methods
+        name: replace(method, acts=tuple(replace(act, validates=True) for act in method.acts))
+        for name, method in _CORE.items()
     },
 )
 
@@ -123,6 +123,6 @@ _ARMS = tuple(
     BenchTask(f"robosuite/{name}", (50,), 60.0, (0,), 50, ("basin", "diffusion"))
     for name in ("Lift", "Lift:UR5e", "Lift:Sawyer")
 )
-EMBODIMENTS = Study("embodiments", {task.slug: task for task in _ARMS}, _METHODS)
+EMBODIMENTS = Study("embodiments", {task.slug: task for task in _ARMS}, _CORE)
 
 STUDIES = {study.name: study for study in (TASKS, RECOVERY, SHIFT, COMPUTE, SCALE, EMBODIMENTS)}
