@@ -198,9 +198,8 @@ def _divergence(
     batch = windows.gather(torch.linspace(0, len(windows) - 1, count).round().long())
     observation = policy.normalise_observation(batch.observations)
     wanted = policy.action_normaliser.normalise(batch.actions)
-    samplers = _samplers(policy)
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for how, sampler in samplers.items():
+    for how, sampler in _samplers(policy).items():
 
         def chunks(scale: float, factor: float, sampler: Sampler = sampler) -> Tensor:
             torch.manual_seed(seed)
@@ -252,13 +251,12 @@ def _samplers(policy: EnergyPolicy | DiffusionPolicy) -> dict[str, Sampler]:
             memory = mine.energy.remember(observation)
             start, noise, taken = mine.starts(memory, None, None)
             stretched = replace(settings, step_size=factor * settings.step_size)
-            return descend(mine.energy.given(memory), scale * start, stretched, noise, taken=taken)[
-                0
-            ]
+            energy = mine.energy.given(memory)
+            return descend(energy, scale * start, stretched, noise, taken=taken)[0]
 
         return descended
 
-    saved = policy.config.descent
+    saved = replace(policy.config.descent, starts=1)
     many = replace(saved, steps=MANY_STEPS)
     ways = {f"{saved.steps} steps": saved, f"{MANY_STEPS} steps": many}
     if saved.start != "noise":
