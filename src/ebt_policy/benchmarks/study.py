@@ -58,6 +58,7 @@ class Method:
         policy, objective, batch_size, compile, settings: as ``train`` takes them. Where several
             steps of a descent are unrolled in training, compiling takes longer than it saves.
         acts: how it is evaluated.
+        episodes: most evaluation starts, where it acts so slowly that a task's would take hours.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Method:
     objective: ObjectiveName = "basin"
     batch_size: int = 64
     compile: bool = True
+    episodes: int | None = None
 
     @property
     def options(self) -> list[str]:
@@ -129,6 +131,11 @@ class Cell:
     def name(self) -> str:
         share = "" if self.share == 1 else f"@{100 * self.share:g}"
         return f"{self.task.slug}/{self.demonstrations}{share}/{self.method.name}/{self.seed}"
+
+    @property
+    def episodes(self) -> int:
+        """Evaluation starts."""
+        return min(self.task.episodes, self.method.episodes or self.task.episodes)
 
     @property
     def acts(self) -> tuple[Act, ...]:

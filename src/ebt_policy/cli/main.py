@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -436,11 +437,38 @@ def build_parser() -> argparse.ArgumentParser:
     serving.add_argument("--clients", metavar="N", type=_count, default=8)
     serving.add_argument("--seconds", metavar="N", type=_count, default=120)
 
+    slow = _command(
+        studies, "delay", _bench_delay,
+        "robots at a fixed control rate, driven through the server over a slow link",
+        "ebt-policy bench delay runs/pusht --task pusht --delays 0 200 --json results/delay.json",
+    )  # fmt: skip
+    slow.add_argument("run", metavar="RUN", help="folder of a policy")
+    slow.add_argument("--task", metavar="TASK", required=True)
+    slow.add_argument(
+        "--delays", metavar="MS", type=_not_negative, nargs="+",
+        default=[0.0, 50.0, 100.0, 200.0, 400.0],
+        help="from a question to its answer (default: 0 50 100 200 400)",
+    )  # fmt: skip
+    slow.add_argument(
+        "--jitter", metavar="MS", type=_not_negative, default=20.0, help="(default: 20)"
+    )
+    slow.add_argument(
+        "--lost", metavar="SHARE", type=_not_negative, default=0.0,
+        help="of the questions, never answered",
+    )  # fmt: skip
+    slow.add_argument("--episodes", metavar="N", type=_count, default=50)
+    slow.add_argument("--seed", metavar="S", type=int, default=100_000, help="first start")
+    slow.add_argument("--robots", metavar="N", type=_count, default=8, help="at once (default: 8)")
+    slow.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[],
+        help="how it acts, e.g. descent.warm_start=true",
+    )  # fmt: skip
+
     for study in (floor, latency):
         study.add_argument(
             "--threads", metavar="N", type=_count, nargs="+", default=[1, 2], help="default: 1 2"
         )
-    for study in (floor, latency, training, loading, simulation, doubt, steady, serving):
+    for study in (floor, latency, training, loading, simulation, doubt, steady, serving, slow):
         study.add_argument("--json", metavar="FILE", help="write the rows here too")
 
     demo = _command(
@@ -495,6 +523,17 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: it must be a whole number, at least 1")
     return int(text)
+
+
+def _not_negative(text: str) -> float:
+    """The type of an option that is a finite number, at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: it must be a number, at least 0")
+    return value
 
 
 def parse_duration(text: str) -> float:
@@ -950,6 +989,27 @@ def _bench_serve(options: argparse.Namespace) -> None:
         f"{measured['p95_ms']:.1f} ms p95, {measured['p99_ms']:.1f} ms p99, "
         f"{measured['mixed_up']} mixed up"
     )
+    _write_json(options.json, measured)
+
+
+def _bench_delay(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.delay import Link, measure_delay
+
+    links = [
+        Link(delay, options.jitter if delay else 0.0, options.lost if delay else 0.0)
+        for delay in options.delays
+    ]
+    measured = measure_delay(
+        Path(options.run), options.set, options.task, links, options.episodes, options.seed,
+        options.robots,
+    )  # fmt: skip
+    for row in measured["rows"]:
+        low, high = row["score_ci95"]
+        print(
+            f"{row['delay_ms']:g} ms: score {row['score']:.3f} [{low:.3f}, {high:.3f}], success "
+            f"{row['success']:.3f}, jerk {row['seam_jerk']} where chunks begin and "
+            f"{row['inner_jerk']} elsewhere, {100 * row['held']:.1f}% of the steps held"
+        )
     _write_json(options.json, measured)
 
 
