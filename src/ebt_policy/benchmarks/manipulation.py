@@ -114,7 +114,10 @@ SCALE = Study(
     "scale",
     {task.slug: task for task in _SCALED},
     {
-        name: replace(method, acts=tuple(replace(act, validates=True) for act in method.acts))
+        # Compiling takes longer than these few steps.
+        name: replace(
+            method, acts=tuple(replace(act, validates=True) for act in method.acts), compile=False
+        )
         for name, method in _CORE.items()
     },
 )
