@@ -80,7 +80,7 @@ SHIFT = Study(
     "shift", _WHOLE, {n: _disturbed(m, SHIFTS) for n, m in _METHODS.items()}, work="tasks"
 )
 
-STEP_BUDGETS = (1, 2, 3, 5, 10, 20)
+STEP_BUDGETS = (20, 10, 5, 3, 2, 1)
 
 
 def _at_most(steps: int) -> Act:
@@ -90,7 +90,7 @@ def _at_most(steps: int) -> Act:
 
 
 ALL_STEPS = Act("20 steps", ("descent.steps=20",))
-_BUDGETED = replace(METHODS["basin"], acts=(*map(_at_most, STEP_BUDGETS), ALL_STEPS))
+_BUDGETED = replace(METHODS["basin"], acts=(ALL_STEPS, *map(_at_most, STEP_BUDGETS)))
 COMPUTE = Study(
     "compute",
     {slug: replace(task, methods=("basin",)) for slug, task in _WHOLE.items()},
