@@ -231,11 +231,6 @@ def test_robots_at_a_fixed_rate_behind_a_slow_link(tmp_path: Path) -> None:
 
 
 def test_how_far_ahead_a_link_needs() -> None:
-    assert [Link(float(ms), 0.0, 0.0).steps(10.0) for ms in (0, 50, 99, 150, 400)] == [
-        0,
-        1,
-        1,
-        2,
-        5,
-    ]
-    assert Link(190.0, 20.0, 0.0).steps(10.0) == 3
+    delays = (0.0, 50.0, 99.0, 150.0, 400.0)
+    assert [Link(ms, 0.0, 0.0).steps(10.0) for ms in delays] == [0, 2, 2, 3, 5]
+    assert Link(190.0, 20.0, 0.0).steps(10.0) == 4

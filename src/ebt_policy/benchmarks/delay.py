@@ -6,6 +6,8 @@ whether or not there is a new chunk; the link lies between its client and the se
 
 from __future__ import annotations
 
+import functools
+import math
 import multiprocessing
 import time
 from dataclasses import asdict, dataclass
@@ -20,6 +22,7 @@ from ebt_policy.client import PolicyClient
 from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
 from ebt_policy.provenance import provenance
 from ebt_policy.tasks import make_task
+from ebt_policy.tasks.base import Environment, Task
 
 _LOST_AFTER = 1.0  # s
 
@@ -39,10 +42,13 @@ class Link:
     lost: float
 
     def steps(self, rate: float) -> int:
-        """Control steps for which the robot needs actions while it waits; 0 without a delay."""
+        """Control steps for which the robot needs actions while it waits; 0 without a delay.
+
+        One more than the link takes is for the server, and for a step that has begun.
+        """
         if self.delay_ms == 0:
             return 0
-        return int(1e-3 * (self.delay_ms + self.jitter_ms) * rate) + 1
+        return math.ceil(1e-3 * (self.delay_ms + self.jitter_ms) * rate) + 1
 
 
 class _SlowClient(PolicyClient):
@@ -133,11 +139,16 @@ class _Ride:
     late: int
 
 
+@functools.cache  # once in each robot's process
+def _simulated(name: str) -> tuple[Task, Environment]:
+    task = make_task(name)
+    return task, task.make()
+
+
 def _drive(job: tuple[int, str, Link, int]) -> _Ride:
     """One episode at the task's control rate."""
     port, name, link, seed = job
-    task = make_task(name)
-    environment = task.make()
+    task, environment = _simulated(name)
     score, success, late, held = 0.0, False, 0, 0
     actions: list[np.ndarray] = []
     client = _SlowClient(port, link, task.rate)
@@ -160,7 +171,6 @@ def _drive(job: tuple[int, str, Link, int]) -> _Ride:
             left = due - time.perf_counter()
             late += left < -0.5 / task.rate
             time.sleep(max(0.0, left))
-    environment.close()
     jerks = np.linalg.norm(np.diff(actions, 3, axis=0), axis=1) if len(actions) > 3 else []
     # The third difference at i is of the actions i to i + 3.
     spans = {seam - back for seam in client.seams for back in (1, 2, 3)}

@@ -298,6 +298,22 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("runs", metavar="RUN", nargs="+", help="runs that have been evaluated")
     report.add_argument("--out", metavar="FILE", required=True, help="HTML file to write")
 
+    push = _command(
+        commands, "push", _push, "put a run and its card on the Hugging Face Hub",
+        "ebt-policy push runs/pick me/pick",
+    )  # fmt: skip
+    push.add_argument("run", metavar="RUN", help="folder of the policy; its checkpoints stay here")
+    push.add_argument("repository", metavar="USER/NAME")
+    push.add_argument("--private", action="store_true", help="for its owner alone, if it is new")
+
+    pull = _command(
+        commands, "pull", _pull, "bring a run from the Hugging Face Hub",
+        "ebt-policy pull me/pick --out runs/pick",
+    )  # fmt: skip
+    pull.add_argument("repository", metavar="USER/NAME")
+    pull.add_argument("--out", metavar="DIR", required=True, help="the new run's folder")
+    pull.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default: newest)")
+
     bench = commands.add_parser("bench", help="reproduce the comparisons of docs/")
     studies = bench.add_subparsers(required=True, metavar="STUDY", parser_class=_Parser)
     _study(
@@ -811,6 +827,19 @@ def _serve(options: argparse.Namespace) -> None:
         )
 
     run_server(server, started)
+
+
+def _push(options: argparse.Namespace) -> None:
+    from ebt_policy.sharing import push
+
+    print(push(Path(options.run), options.repository, options.private))
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from ebt_policy.sharing import pull
+
+    pull(options.repository, Path(options.out), options.revision)
+    print(f"{options.out}: here; next: ebt-policy eval {options.out} --task …")
 
 
 def _bench_study(options: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ebt_policy.config import EnergyForm, PolicyConfig
 from ebt_policy.energy.layers import RMSNorm, Tape
 from ebt_policy.energy.transformer import Memory, Network, repeat_memory
-from ebt_policy.shapes import Bool, Float
+from ebt_policy.shapes import Bool, Float, Int
 
 Energy = Callable[[Float[Tensor, "b t a"]], Float[Tensor, "b"]]
 """An energy whose observation is fixed; all that an objective or a descent sees of a model."""
@@ -35,12 +35,20 @@ class Prefix:
     """The first actions of each chunk, where they are decided already (real-time chunking).
 
     Attributes:
-        actions: normalised chunks; only their prefixes count.
+        actions: normalised chunks: the prefixes, and their last actions from there on.
         free: 0 where an action belongs to the prefix, 1 where it is still to be found.
     """
 
     actions: Float[Tensor, "b t a"]
     free: Float[Tensor, "b t 1"]
+
+    @classmethod
+    def of(cls, chunks: Float[Tensor, "b t a"], lengths: Int[Tensor, "b 1"]) -> Prefix:
+        """The first actions of chunks, so many of each."""
+        place = torch.arange(chunks.shape[1], device=chunks.device)
+        last = place.minimum((lengths - 1).clamp(min=0))[..., None].expand_as(chunks)
+        free = (place >= lengths)[..., None].to(chunks.dtype)
+        return cls(chunks.gather(1, last), free)
 
     def over(self, chunks: Float[Tensor, "b t a"]) -> Float[Tensor, "b t a"]:
         """Other chunks with these prefixes."""

@@ -113,7 +113,8 @@ class ActionTransformer(nn.Module):
             memory: of the observations.
             level: the noise level, where the model has that input.
             tape: for the pullback.
-            free: those learned tokens where it is 1, and ``actions`` only where it is 0.
+            free: 0 where an action is decided. Where it is 1, ``actions`` hold the last decided
+                one, whose token is added to the learned one.
         """
         if actions is None:
             assert self.empty is not None
@@ -122,7 +123,8 @@ class ActionTransformer(nn.Module):
             tokens = self.stem(actions, tape)
             if free is not None:
                 assert self.empty is not None
-                tokens = torch.where(free > 0, self.empty, tokens)
+                is_begun = 1 - free[:, :1]  # a free first action means that nothing is decided
+                tokens = torch.where(free > 0, self.empty + is_begun * tokens, tokens)
         tokens = tokens + self.positions
         if self.level is not None:
             assert level is not None

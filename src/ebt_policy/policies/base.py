@@ -391,9 +391,8 @@ class Policy(nn.Module):
         """The first actions of each chunk, normalised."""
         actions = self._normalised(given).clamp(-1, 1)
         horizon, count = self.config.windows.horizon, actions.shape[1]
-        actions = torch.nn.functional.pad(actions, (0, 0, 0, horizon - count))
-        free = (torch.arange(horizon, device=actions.device) >= count).float()
-        return Prefix(actions, free[:, None].expand(len(actions), -1, 1))
+        lengths = torch.full((len(actions), 1), count, device=actions.device)
+        return Prefix.of(torch.nn.functional.pad(actions, (0, 0, 0, horizon - count)), lengths)
 
     def _normalised(self, actions: Float[np.ndarray, "b n a"]) -> Float[Tensor, "b n a"]:
         device = self.action_normaliser.centre.device

@@ -65,8 +65,7 @@ class EnergyPolicy(Policy):
         longest = min(windows.executed.stop, windows.horizon - 1)
         has_prefix = torch.rand(len(actions), 1, device=actions.device) < share
         length = torch.randint(longest + 1, (len(actions), 1), device=actions.device) * has_prefix
-        is_free = torch.arange(windows.horizon, device=actions.device) >= length
-        return Prefix(actions, is_free[..., None].to(actions.dtype))
+        return Prefix.of(actions, length)
 
     @property
     def holds_prefix(self) -> bool:
