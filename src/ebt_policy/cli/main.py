@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import os
 import re
 import sys
@@ -489,12 +488,9 @@ def _count(text: str) -> int:
 def _weights(text: str) -> tuple[float, ...]:
     """The type of an option that is a list of shares."""
     try:
-        weights = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        weights = ()
-    if not weights or not all(0 < weight < math.inf for weight in weights):
-        raise argparse.ArgumentTypeError(f"{text}: write numbers above 0, e.g. 2,1")
-    return weights
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: write numbers, e.g. 2,1") from error
 
 
 def parse_duration(text: str) -> float:
@@ -584,8 +580,6 @@ def _train(options: argparse.Namespace) -> None:
             raise UserError(f"--set {text}: the demonstrations decide the action dimension")
     parts = [open_demonstrations(path, options.filter) for path in options.data]
     demonstrations = parts[0] if len(parts) == 1 else MixedDemonstrations(parts)
-    if options.weights is not None and not len(options.weights) == len(parts) > 1:
-        raise UserError(f"--weights: {len(options.weights)} of them for {len(parts)} --data")
     preset = PRESETS[options.preset]
     policy_config = PolicyConfig.of_preset(
         options.preset,
