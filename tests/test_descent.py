@@ -15,6 +15,7 @@ from ebt_policy.descent import Trace, best_of, descend
 from ebt_policy.errors import UserError
 from ebt_policy.objectives.unrolled import unrolled
 from ebt_policy.policies import EnergyPolicy
+from ebt_policy.policies.base import moved_on
 
 SETTINGS = {
     "basin": DescentConfig(steps=3),
@@ -145,10 +146,10 @@ def test_langevin_noise_needs_its_draws() -> None:
         descend(bowl, torch.zeros(1, 4, 2), DescentConfig(noise=0.1))
 
 
-def test_warm_start_begins_from_the_shifted_previous_chunk() -> None:
+def test_warm_start_begins_from_what_was_planned() -> None:
     made = policy(descent=DescentConfig(steps=1, warm_start=True, step_size=1e-6, noise=0.0))
     previous = torch.arange(32.0).reshape(1, 16, 2).numpy()
-    plan = made.predict_chunk(observations(1), generators(1), previous).plan
+    plan = made.predict_chunk(observations(1), generators(1), moved_on(previous, 8)).plan
     # A tiny step stays at the start: the last half of the previous chunk, then its last action.
     assert abs(plan[0, :8] - previous[0, 8:]).max() < 1e-2
     assert abs(plan[0, 8:] - previous[0, -1]).max() < 1e-2
@@ -192,7 +193,7 @@ def test_ways_are_taken_as_often_as_their_logits_say_or_never(
     assert isinstance(made, EnergyPolicy)
     ways = torch.arange(3.0).reshape(1, 3, 1, 1).expand(4000, 3, 16, 2)
     logits = torch.tensor(frequencies).log().expand(4000, 3)
-    monkeypatch.setattr(made.energy, "proposals", lambda memory: (ways, logits))
+    monkeypatch.setattr(made.energy, "proposals", lambda memory, prefix: (ways, logits))
     taken = made.proposal([], generators(4000))[:, 0, 0]
     shares = [(taken == way).float().mean().item() for way in range(3)]
     assert shares == pytest.approx(expected, abs=0.03)

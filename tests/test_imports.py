@@ -24,6 +24,7 @@ LAYERS = [
     {"serving"},
     {"client"},
     {"report"},
+    {"sharing"},
     {"benchmarks"},
     {"cli"},
 ]

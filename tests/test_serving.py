@@ -381,7 +381,8 @@ def test_openpi_client_drives_pusht_as_in_process_evaluation(tmp_path: Path) -> 
         client = WebsocketClientPolicy("127.0.0.1", port)
         assert client.get_server_metadata() == {
             "policy": "ebt", "observation": {"state": {"shape": [5], "dtype": "float32"}},
-            "action": {"shape": [8, 2], "dtype": "float32"}, "observation_steps": 2,
+            "action": {"shape": [8, 2], "dtype": "float32", "is_delta": [False, False]},
+            "observation_steps": 2, "horizon": 16,
         }  # fmt: skip
         for seed in (100_000, 100_001):
             expected = evaluate(Rollout(str(tmp_path), "pusht"), 1, seed, progress=False)

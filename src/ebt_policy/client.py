@@ -9,6 +9,12 @@ Example::
     while True:
         action = client.select_action({"state": robot.observe()})  # (A,), once per control step
         robot.move(action)
+
+A robot that cannot stand still while a chunk is on its way asks ahead: with
+``PolicyClient(ahead=4)`` the next chunk is asked for four control steps before the one in hand
+ends, and begins where that one ends. Those four actions go with the question: a policy that was
+trained with ``basin.prefix_share`` goes on from them. ``ahead`` is the delay times the control
+rate, rounded up, and one more where the delay varies.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from http import HTTPStatus
 from typing import Any
 
@@ -39,16 +46,21 @@ class PolicyClient:
     Args:
         host, port: of the server.
         api_key: if the server asks for one.
-        patience: seconds that a call may take, all tries to connect included.
+        patience: seconds that a call may take, all tries to connect included; with ``ahead``,
+            that the robot may be without a reply.
+        ahead: control steps before the end of a chunk at which the next one is asked for; 0 waits
+            for it at the end.
+        lost_after: seconds after which a chunk that was asked for ahead is asked for again.
 
     Attributes:
         metadata: what the server says of its policy: the shape of each observation and of the
-            actions, ``observation_steps`` (To).
+            actions, ``observation_steps`` (To), ``horizon`` (T).
         reply: the server's newest reply: ``energy``, ``num_steps``, ``alarm`` where there is one.
+        is_holding: whether the newest action holds the robot because no other was there.
 
     Raises:
         ConnectionError: there is no server, for as long as patience lasts.
-        UserError: the server refuses the API key.
+        UserError: the server refuses the API key, or its chunks are too short for ``ahead``.
     """
 
     def __init__(
@@ -57,6 +69,8 @@ class PolicyClient:
         port: int = 8000,
         api_key: str | None = None,
         patience: float = 30.0,
+        ahead: int = 0,
+        lost_after: float = 1.0,
     ) -> None:
         self._address = f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
         self._headers = {} if api_key is None else {"Authorization": f"Api-Key {api_key}"}
@@ -64,6 +78,13 @@ class PolicyClient:
         self.metadata: dict[str, Any] = {}
         self.reply: dict[str, Any] = {}
         self._connection = self._connect(time.monotonic() + patience)
+        most = self.metadata["horizon"] - self.metadata["observation_steps"]
+        if not 0 <= ahead <= most:
+            self._connection.close()
+            raise UserError(f"ahead = {ahead}: with this policy's chunks it is 0 to {most}")
+        self._ahead, self._lost_after = ahead, lost_after
+        self._worker = ThreadPoolExecutor(1, "chunks ahead")
+        self._asked: Future[bytes | str] | None = None
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
@@ -72,16 +93,28 @@ class PolicyClient:
         Args:
             seed: of the policy's draws; the same one gives the same actions again.
         """
+        if self._asked is not None:
+            wait([self._asked])  # a chunk of the last episode
+        self._asked = None
         self._seed = {} if seed is None else {"seed": seed}
         self._begins = True
         self._window: deque[dict[str, np.ndarray]] = deque(
             maxlen=self.metadata["observation_steps"]
         )
         self._queue: deque[np.ndarray] = deque()
-        self._last_action: np.ndarray | None = None
+        self._executed: deque[np.ndarray] = deque(
+            maxlen=max(1, self.metadata["observation_steps"] - 1)
+        )
+        self._step = self._due = 0
+        self.is_holding = False
+        self._answered = time.monotonic()
 
     def select_action(self, observation: Mapping[str, Any]) -> np.ndarray:
         """The next action (A,); call once per control step. The server is asked every Ta steps.
+
+        With ``ahead`` it returns at once but for the first action of an episode. While no action is
+        left, because a chunk is late, it holds the robot: the last action again, or 0 where an
+        action is a change.
 
         Args:
             observation: each stream of the policy, without batch or time. With ``last_action``
@@ -91,15 +124,56 @@ class PolicyClient:
             ConnectionError: no server answers, for as long as patience lasts.
             UserError: the server refuses the observation, and says why.
         """
-        if self._queue:
+        if self._ahead and self._executed:
+            self.observe(observation)
+            self._take_chunk()
+            if self._asked is None and len(self._queue) <= self._ahead:
+                self._ask_ahead(observation)
+        elif self._queue:
             self.observe(observation)
         else:
-            last = {} if self._last_action is None else {"last_action": self._last_action}
+            last = {"last_action": self._executed[-1]} if self._executed else {}
             actions = self.infer({**observation, **last})["actions"]
             # A hold command, which took no step of the policy, is for one step: then ask again.
             self._queue.extend(actions if self.reply["num_steps"] else actions[:1])
-        self._last_action = self._queue.popleft().copy()
-        return self._last_action
+        self.is_holding = not self._queue
+        action = self._hold() if self.is_holding else self._queue.popleft().copy()
+        self._executed.append(action)
+        self._step += 1
+        return action
+
+    def _ask_ahead(self, observation: Mapping[str, Any]) -> None:
+        """Ask for the chunk that goes on where the one in hand ends."""
+        before = self.metadata["observation_steps"] - 1
+        executed = [self._executed[0]] * before + [*self._executed]
+        decided = [*executed[len(executed) - before :], *self._queue]
+        prefix = np.array(decided, np.float32).reshape(-1, self.metadata["action"]["shape"][1])
+        message = self._message({**observation, "prefix": prefix})
+        self._due = self._step + len(self._queue)
+        self._asked = self._worker.submit(self._ask, message, self._lost_after)
+
+    def _take_chunk(self) -> None:
+        """Put the chunk that was asked for into the queue, if it is here.
+
+        Raises:
+            ConnectionError: there was no reply for as long as patience lasts.
+            UserError: the server refuses the observation, and says why.
+        """
+        if self._asked is None or not self._asked.done():
+            return
+        asked, self._asked = self._asked, None
+        try:
+            actions = self._reply(asked.result())["actions"]
+        except ConnectionError:
+            if time.monotonic() - self._answered > self._patience:
+                raise
+            return
+        if self.reply["num_steps"]:  # else a hold command
+            self._queue.extend(actions[max(0, self._step - self._due) :])
+
+    def _hold(self) -> np.ndarray:
+        """The action that keeps the robot where it is."""
+        return np.where(self.metadata["action"]["is_delta"], 0, self._executed[-1])
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """The server's reply to an observation, as it is: ``actions`` (Ta, A) and more.
@@ -113,15 +187,25 @@ class PolicyClient:
             UserError: the server refuses the observation, and says why.
         """
         self.observe(observation)
+        return self._reply(self._ask(self._message(observation), self._patience))
+
+    def _message(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """What is sent: the window, and what else is in the newest observation."""
         streams = self.metadata["observation"]
         fill = [self._window[0]] * (self.metadata["observation_steps"] - len(self._window))
         steps = [*fill, *self._window]
         message = {name: value for name, value in observation.items() if name not in streams}
-        message |= {name: np.stack([step[name] for step in steps]) for name in streams}
-        answer = self._ask(message)
+        return message | {name: np.stack([step[name] for step in steps]) for name in streams}
+
+    def _reply(self, answer: bytes | str) -> dict[str, Any]:
+        """What was answered.
+
+        Raises:
+            UserError: that something is wrong.
+        """
         if isinstance(answer, str):
             raise UserError(f"{self._address}: {answer}")
-        self.reply, self._begins = unpack(answer), False
+        self.reply, self._begins, self._answered = unpack(answer), False, time.monotonic()
         return self.reply
 
     def observe(self, observation: Mapping[str, Any]) -> None:
@@ -137,6 +221,9 @@ class PolicyClient:
 
     def close(self) -> None:
         """Close the connection."""
+        if self._asked is not None:
+            wait([self._asked])
+        self._worker.shutdown()
         self._connection.close()
 
     def __enter__(self) -> PolicyClient:
@@ -145,9 +232,13 @@ class PolicyClient:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _ask(self, message: dict[str, Any]) -> bytes | str:
-        """Send a message until it is answered."""
-        deadline = time.monotonic() + self._patience
+    def _ask(self, message: dict[str, Any], patience: float) -> bytes | str:
+        """Send a message until it is answered, for so many seconds.
+
+        Raises:
+            ConnectionError: it is not.
+        """
+        deadline = time.monotonic() + patience
         while True:
             begin = {"reset": True, **self._seed} if self._begins else {}
             data = pack({**message, **begin})
@@ -161,8 +252,8 @@ class PolicyClient:
                         "(see ebt-policy serve --max-mb)"
                     ) from error
             except TimeoutError as error:
-                self.close()
-                raise ConnectionError(f"{self._address}: no reply in {self._patience} s") from error
+                self._connection.close()
+                raise ConnectionError(f"{self._address}: no reply in {patience} s") from error
             self._connection, self._begins = self._connect(deadline), True
 
     def _connect(self, deadline: float) -> ClientConnection:

@@ -212,19 +212,31 @@ PRESETS: dict[str, Preset] = {
 
 @dataclass(frozen=True)
 class BasinConfig:
-    """Quadratic basin: see :mod:`ebt_policy.objectives.basin`."""
+    """Quadratic basin: see :mod:`ebt_policy.objectives.basin`.
+
+    Attributes:
+        near_share: of a batch, that trains the near landscape.
+        noise: largest standard deviation of what demonstrated chunks are displaced by.
+        ways: K, minima of the far landscape.
+        way_width, way_error_share: how narrow a way is.
+        prefix_share: of a batch, whose chunks begin with actions that are decided already, for
+            real-time chunking (``Policy.predict_chunk``). 0 trains a policy that has none.
+    """
 
     near_share: float = 0.25
     noise: float = 0.25
     ways: int = 8
     way_width: float = 0.03
     way_error_share: float = 0.5
+    prefix_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.near_share <= 1:
             raise UserError(f"basin.near_share = {self.near_share}: it must lie in (0, 1]")
         _check(self, "noise way_width", above=0)
         _check(self, "way_error_share", least=0)
+        if not 0 <= self.prefix_share <= 1:
+            raise UserError(f"basin.prefix_share = {self.prefix_share}: it must lie in [0, 1]")
         _check(self, "ways", least=1)
 
 
@@ -272,7 +284,7 @@ class DescentConfig:
         start: ``proposal`` is a minimum of the far landscape (see ``EnergyModel.proposals``),
             ``noise`` is N(0, I).
         starts: number of starts; the one with the lowest final energy is returned.
-        warm_start: begin from the previous chunk, shifted by the executed actions.
+        warm_start: begin from what the previous chunk planned for the same control steps.
         normalise: bring each iterate to root mean square 1 before a step (released recipe).
     """
 

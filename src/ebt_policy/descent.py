@@ -79,6 +79,7 @@ def descend(
     noise: Float[Tensor, "k b t a"] | None = None,
     keep_path: bool = False,
     taken: int = 0,
+    free: Float[Tensor, "b t 1"] | None = None,
 ) -> tuple[Float[Tensor, "b t a"], Trace]:
     """Descend ``energy`` from ``start``; works inside ``no_grad`` and ``inference_mode`` too.
 
@@ -89,6 +90,8 @@ def descend(
         noise: draws of variance 1 for each step, needed if ``config.noise`` is not 0.
         keep_path: keep every iterate in the trace.
         taken: steps that led to ``start`` already; they count towards ``config.steps``.
+        free: 1 for the actions that descend, 0 for those that stay as they are in ``start``;
+            without it all descend.
 
     Returns:
         The last iterates and the trace.
@@ -108,8 +111,11 @@ def descend(
         for k in range(taken, config.steps):
             point = before = normalise_rms(y) if config.normalise else y
             if noise is not None:
-                point = point + config.noise * noise[k - taken]
+                walk = noise[k - taken] if free is None else noise[k - taken] * free
+                point = point + config.noise * walk
             value, gradient = energy_and_gradient(energy, point + config.momentum * velocity)
+            if free is not None:
+                gradient = gradient * free
             energies.append(value)
             norms.append(rms(gradient))
             velocity = config.momentum * velocity - step_size(value, y[0].numel(), config) * (

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import draccus
@@ -21,7 +23,8 @@ import torch
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies import make_policy, make_pre_post_processors
-from lerobot.rollout.inference.rtc import supports_rtc_inference
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.rollout.inference.rtc import RTCInferenceEngine, supports_rtc_inference
 from lerobot.rollout.inference.sync import SyncInferenceEngine
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,7 +38,7 @@ from ebt_policy import (
     load_policy,
     save_policy,
 )
-from ebt_policy.config import DESCENT_DEFAULTS
+from ebt_policy.config import DESCENT_DEFAULTS, BasinConfig
 from lerobot_policy_ebt import EBTConfig, EBTPolicy, make_ebt_pre_post_processors
 from lerobot_policy_ebt.conversion import to_energy_policy
 
@@ -425,8 +428,64 @@ def test_actions_one_by_one_are_those_of_our_own(warm_start: bool) -> None:
             assert np.abs(action[0].numpy() - expected).max() < 1e-5
 
 
-def test_real_time_chunking_is_not_claimed() -> None:
+def test_real_time_chunking_is_claimed_by_who_has_learned_it() -> None:
     assert not supports_rtc_inference(small())
+    assert supports_rtc_inference(small(basin=BasinConfig(prefix_share=0.5)))
+
+
+@pytest.mark.parametrize(("delay", "kept"), [(0, 0), (3, 3), (9, 6), (40, 6)])
+def test_a_chunk_goes_on_from_the_actions_that_are_decided(delay: int, kept: int) -> None:
+    policy = small(basin=BasinConfig(prefix_share=0.5))
+    ours = EnergyPolicy(policy.config.policy_config)
+    ours.load_state_dict(policy.ema.state_dict())
+    random = np.random.default_rng(0)
+    seen = {n: random.uniform(-1, 1, (1, FEATURES[n])) for n in (STATE, ENVIRONMENT)}
+    left = torch.zeros(10, 2)
+    left[:6] = torch.from_numpy(random.uniform(-1, 1, (6, 2)))
+    torch.manual_seed(0)
+    chunk = policy.predict_action_chunk(
+        {n: torch.from_numpy(v).float() for n, v in seen.items()},
+        inference_delay=delay, prev_chunk_left_over=left,
+    )  # fmt: skip
+    assert chunk.shape == (1, 15, 2)
+    assert torch.allclose(chunk[0, :kept], left[:kept], atol=1e-5)
+    prefix = torch.cat([left[:1], left[:kept]])[None].numpy() if kept else None
+    torch.manual_seed(0)
+    windows = {n: np.stack([v, v], 1) for n, v in seen.items()}
+    plan = ours.predict_chunk(windows, prefix=prefix).plan
+    assert np.abs(plan[0, 1:] - chunk[0].numpy()).max() < 1e-5
+
+
+def test_the_engine_of_real_time_chunking_drives_a_robot(checkpoint: Path) -> None:
+    """LeRobot's own thread asks for chunks while a robot takes actions at 50 Hz."""
+    policy = EBTPolicy.from_pretrained(checkpoint)
+    pre, post = make_ebt_pre_post_processors(policy.config, dataset_stats=None)
+    for part in (policy, policy.policy, policy.ema):
+        part.config = replace(part.config, basin=BasinConfig(prefix_share=0.5))
+    features = {
+        STATE: {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
+        ENVIRONMENT: {"dtype": "float32", "shape": (16,), "names": [f"k{i}" for i in range(16)]},
+    }
+    robot = SimpleNamespace(robot_type="stub", action_features={"x": float, "y": float})
+    engine = RTCInferenceEngine(
+        policy, pre, post, robot, RTCConfig(execution_horizon=8), features, "push", 50.0, "cpu",
+        rtc_queue_threshold=8,
+    )  # fmt: skip
+    seen = {name: 100.0 for feature in features.values() for name in feature["names"]}
+    actions: list[torch.Tensor] = []
+    engine.start()
+    engine.resume()
+    until = time.monotonic() + 60
+    while len(actions) < 60 and time.monotonic() < until:
+        engine.notify_observation(seen)
+        action = engine.get_action(None)
+        if action is not None:
+            actions.append(action)
+        time.sleep(0.02)
+    engine.stop()
+    assert not engine.failed
+    assert len(actions) == 60
+    assert torch.stack(actions).isfinite().all()
 
 
 # -- mistakes ------------------------------------------------------------------------------

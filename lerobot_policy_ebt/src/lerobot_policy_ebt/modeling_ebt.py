@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ebt_policy.errors import UserError
 from ebt_policy.policies import EnergyPolicy
+from ebt_policy.policies.base import moved_on
 from ebt_policy.shapes import Float
 from lerobot_policy_ebt.configuration_ebt import EBTConfig
 
@@ -101,17 +102,34 @@ class EBTPolicy(PreTrainedPolicy):
         self._queue: deque[Tensor] = deque()
         self._previous: np.ndarray | None = None
 
-    def predict_action_chunk(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "b t a"]:
+    def supports_rtc(self) -> bool:
+        """Whether it was trained to go on from actions that are decided."""
+        return self.ema.holds_prefix
+
+    def predict_action_chunk(
+        self,
+        batch: Mapping[str, Tensor],
+        inference_delay: int = 0,
+        prev_chunk_left_over: Float[Tensor, "n a"] | None = None,
+    ) -> Float[Tensor, "b t a"]:
         """The chunk from now on, T - To + 1 normalised actions. Holds no state.
 
         Args:
             batch: observation windows (b, To, *shape), or single observations (b, *shape), which
                 are taken to have been the same for To steps.
+            inference_delay: control steps that will pass before this chunk is there.
+            prev_chunk_left_over: normalised actions from now on, of which so many are decided; the
+                chunk begins with them. Rows of zeros at its end are none.
 
         Raises:
             UserError: an observation is missing, has another shape, or is not finite.
         """
-        plan = self.ema.predict_chunk(self._windows(batch)).plan
+        windows = self._windows(batch)
+        prefix = None
+        if prev_chunk_left_over is not None and self.supports_rtc():
+            (size,) = {len(values) for values in windows.values()}
+            prefix = self._prefix(prev_chunk_left_over, inference_delay, size)
+        plan = self.ema.predict_chunk(windows, prefix=prefix).plan
         return torch.from_numpy(plan[:, self.config.n_obs_steps - 1 :]).to(self.updates.device)
 
     def select_action(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "b a"]:
@@ -136,10 +154,25 @@ class EBTPolicy(PreTrainedPolicy):
             steps += self._window
             windows = {name: torch.stack([s[name] for s in steps], 1) for name in steps[0]}
             prediction = self.ema.predict_chunk(windows, previous=self._previous)
-            self._previous = prediction.plan
+            self._previous = moved_on(prediction.plan, self.config.n_action_steps)
             actions = torch.from_numpy(prediction.actions).to(self.updates.device)
             self._queue.extend(actions.unbind(1))
         return self._queue.popleft()
+
+    def _prefix(self, left: Float[Tensor, "n a"], delay: int, batch: int) -> np.ndarray | None:
+        """The first actions of the chunk, where some from now on are decided.
+
+        LeRobot tells of no earlier ones; the first stands for them, as it does where an episode
+        begins.
+        """
+        used = left.any(1).nonzero()
+        most = self.config.horizon - self.config.n_obs_steps
+        count = min(delay, int(used[-1]) + 1 if len(used) else 0, most)
+        if count == 0:
+            return None
+        decided = left[:count].detach().float().cpu().numpy()
+        first = np.repeat(decided[:1], self.config.n_obs_steps - 1, 0)
+        return np.repeat(np.concatenate([first, decided])[None], batch, 0)
 
     def _observation(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the policy sees of a batch."""

@@ -40,7 +40,8 @@ METHODS = {
         Method("regression", "regression", (Act("1 evaluation", core=True),)),
         # A step of the default settings costs 144 diffusion steps: too few would be left.
         Method("ibc", "ibc", (Act("Langevin", ("ibc.iterations=20",), core=True), _QUALITY),
-               ("ibc.counter_examples=8", "ibc.iterations=5"), batch_size=32, compile=False),
+               ("ibc.counter_examples=8", "ibc.iterations=5"), batch_size=32, compile=False,
+               episodes=20),
     )
 }  # fmt: skip
 _ONE_SEED = ("one-way", "scalar", "equilibrium", "unrolled", "ibc")

@@ -111,12 +111,13 @@ def is_current(line: dict[str, Any], cell: Cell, folder: Path) -> bool:
     if line["cell"] != cell.name:
         return False
     acts = {act.name: list(act.settings) for act in cell.acts}
+    settings = _settings(_config(cell))
     return (
         line["options"] == cell.method.options
         and line["training"]["steps"] == training_steps(cell, folder)
-        and line.get("settings_of_cell") == _settings(_config(cell))
+        and _completed(line["settings_of_cell"], settings) == settings
         and line.get("settings_of_act") == acts.get(line["act"])
-        and line.get("episodes", cell.task.episodes) == cell.task.episodes
+        and line.get("episodes", cell.episodes) >= cell.episodes
     )
 
 
@@ -126,6 +127,14 @@ def _config(cell: Cell) -> PolicyConfig:
     streams = {"state": StreamConfig((1,))}
     config = PolicyConfig.of_preset(PRESET, method.policy, streams, 1, method.objective)
     return override(config, method.settings)
+
+
+def _completed(was: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings with those that came later; what a cell changes is in its options."""
+    return {
+        name: now[name] | value if isinstance(value, dict) and name in now else value
+        for name, value in was.items()
+    }
 
 
 def _settings(config: PolicyConfig) -> dict[str, Any]:
@@ -296,7 +305,7 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
         config = dataclasses.replace(policy.config, descent=_config(cell).descent)
         acting = getattr(override(config, act.settings), policy.acting)
     rollout = Rollout(str(run), cell.task.name + act.disturbance, acting)
-    result = evaluate(rollout, cell.task.episodes, EVALUATION_SEED)
+    result = evaluate(rollout, cell.episodes, EVALUATION_SEED)
     records = result.pop("records")
     for key in ("moments", "policy", "task", "seeds"):
         result.pop(key)

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -19,6 +20,7 @@ from websockets.sync.client import connect
 
 from ebt_policy.benchmarks.memory import process_mb
 from ebt_policy.benchmarks.variants import Variant
+from ebt_policy.errors import UserError
 from ebt_policy.policies.base import Policy
 from ebt_policy.policies.files import save_policy
 from ebt_policy.provenance import provenance
@@ -52,18 +54,16 @@ def measure_serving(preset: str, clients: int, seconds: float) -> dict[str, Any]
         for number in tqdm(range(clients), desc=f"expected chunks, {preset}")
     ]
     robots = [_Robot(script) for script in scripts]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        _serving(policy, folder) as (process, port),
-        ThreadPoolExecutor(clients) as pool,
-    ):
-        together = Barrier(clients)
-        began = time.perf_counter()
-        runs = [pool.submit(robot.drive, port, together, seconds) for robot in robots]
-        for run in runs:
-            run.result()
-        took = time.perf_counter() - began
-        memory = process_mb(process.pid, "VmHWM")
+    with tempfile.TemporaryDirectory() as folder:
+        save_policy(policy, folder)
+        with serving(Path(folder)) as (process, port), ThreadPoolExecutor(clients) as pool:
+            together = Barrier(clients)
+            began = time.perf_counter()
+            runs = [pool.submit(robot.drive, port, together, seconds) for robot in robots]
+            for run in runs:
+                run.result()
+            took = time.perf_counter() - began
+            memory = process_mb(process.pid, "VmHWM")
     latencies = np.concatenate([robot.latencies for robot in robots])
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
     return {
@@ -94,8 +94,8 @@ def _script(policy: Policy, seed: int) -> _Script:
         if step == 0:
             message |= {"reset": True, "seed": seed}
         episode.observe(message)
-        chunk = policy.predict_chunk(episode.window(), [episode.generator], episode.previous)
-        episode.previous = chunk.plan
+        chunk = policy.predict_chunk(*episode.asked())
+        episode.answer(chunk, chunk.actions[0])
         script.messages.append(pack(message))
         script.chunks.append(chunk.actions[0])
     return script
@@ -132,15 +132,22 @@ class _Robot:
 
 
 @contextmanager
-def _serving(policy: Policy, folder: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The command ``ebt-policy serve`` on any free port."""
-    save_policy(policy, folder)
+def serving(run: Path, settings: Sequence[str] = ()) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The command ``ebt-policy serve`` on any free port.
+
+    Raises:
+        UserError: it ends at once, having said why.
+    """
+    chosen = [part for setting in settings for part in ("--set", setting)]
     with subprocess.Popen(
-        [sys.executable, "-m", "ebt_policy.cli.main", "serve", folder, "--port", "0"],
+        [sys.executable, "-m", "ebt_policy.cli.main", "serve", str(run), "--port", "0", *chosen],
         stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         try:
-            yield process, int(process.stdout.readline().split(" port ")[1].split(",")[0])
+            line = process.stdout.readline()
+            if not line:
+                raise UserError(f"ebt-policy serve {run}: ended with exit code {process.wait()}")
+            yield process, int(line.split(" port ")[1].split(",")[0])
         finally:
             process.terminate()

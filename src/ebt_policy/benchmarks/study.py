@@ -60,6 +60,7 @@ class Method:
         acts: how it is evaluated.
         observes: the observation keys, as ``train --obs`` takes them; empty for the data's own.
         cost: the method whose training step costs as much, where that is another one.
+        episodes: most evaluation starts, where it acts so slowly that a task's would take hours.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Method:
     compile: bool = True
     observes: str = ""
     cost: str = ""
+    episodes: int | None = None
 
     @property
     def options(self) -> list[str]:
@@ -126,6 +128,11 @@ class Cell:
     def name(self) -> str:
         share = "" if self.share == 1 else f"@{100 * self.share:g}"
         return f"{self.task.slug}/{self.demonstrations}{share}/{self.method.name}/{self.seed}"
+
+    @property
+    def episodes(self) -> int:
+        """Evaluation starts."""
+        return min(self.task.episodes, self.method.episodes or self.task.episodes)
 
     @property
     def acts(self) -> tuple[Act, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -308,6 +309,22 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("runs", metavar="RUN", nargs="+", help="runs that have been evaluated")
     report.add_argument("--out", metavar="FILE", required=True, help="HTML file to write")
 
+    push = _command(
+        commands, "push", _push, "put a run and its card on the Hugging Face Hub",
+        "ebt-policy push runs/pick me/pick",
+    )  # fmt: skip
+    push.add_argument("run", metavar="RUN", help="folder of the policy; its checkpoints stay here")
+    push.add_argument("repository", metavar="USER/NAME")
+    push.add_argument("--private", action="store_true", help="for its owner alone, if it is new")
+
+    pull = _command(
+        commands, "pull", _pull, "bring a run from the Hugging Face Hub",
+        "ebt-policy pull me/pick --out runs/pick",
+    )  # fmt: skip
+    pull.add_argument("repository", metavar="USER/NAME")
+    pull.add_argument("--out", metavar="DIR", required=True, help="the new run's folder")
+    pull.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default: newest)")
+
     bench = commands.add_parser("bench", help="reproduce the comparisons of docs/")
     studies = bench.add_subparsers(required=True, metavar="STUDY", parser_class=_Parser)
     _study(
@@ -424,11 +441,38 @@ def build_parser() -> argparse.ArgumentParser:
     serving.add_argument("--clients", metavar="N", type=_count, default=8)
     serving.add_argument("--seconds", metavar="N", type=_count, default=120)
 
+    slow = _command(
+        studies, "delay", _bench_delay,
+        "robots at a fixed control rate, driven through the server over a slow link",
+        "ebt-policy bench delay runs/pusht --task pusht --delays 0 200 --json results/delay.json",
+    )  # fmt: skip
+    slow.add_argument("run", metavar="RUN", help="folder of a policy")
+    slow.add_argument("--task", metavar="TASK", required=True)
+    slow.add_argument(
+        "--delays", metavar="MS", type=_not_negative, nargs="+",
+        default=[0.0, 50.0, 100.0, 200.0, 400.0],
+        help="from a question to its answer (default: 0 50 100 200 400)",
+    )  # fmt: skip
+    slow.add_argument(
+        "--jitter", metavar="MS", type=_not_negative, default=20.0, help="(default: 20)"
+    )
+    slow.add_argument(
+        "--lost", metavar="SHARE", type=_not_negative, default=0.0,
+        help="of the questions, never answered",
+    )  # fmt: skip
+    slow.add_argument("--episodes", metavar="N", type=_count, default=50)
+    slow.add_argument("--seed", metavar="S", type=int, default=100_000, help="first start")
+    slow.add_argument("--robots", metavar="N", type=_count, default=8, help="at once (default: 8)")
+    slow.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[],
+        help="how it acts, e.g. descent.warm_start=true",
+    )  # fmt: skip
+
     for study in (floor, latency):
         study.add_argument(
             "--threads", metavar="N", type=_count, nargs="+", default=[1, 2], help="default: 1 2"
         )
-    for study in (floor, latency, training, loading, simulation, doubt, serving):
+    for study in (floor, latency, training, loading, simulation, doubt, serving, slow):
         study.add_argument("--json", metavar="FILE", help="write the rows here too")
 
     demo = _command(
@@ -491,6 +535,17 @@ def _weights(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: write numbers, e.g. 2,1") from error
+
+
+def _not_negative(text: str) -> float:
+    """The type of an option that is a finite number, at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: it must be a number, at least 0")
+    return value
 
 
 def parse_duration(text: str) -> float:
@@ -793,6 +848,19 @@ def _serve(options: argparse.Namespace) -> None:
     run_server(server, started)
 
 
+def _push(options: argparse.Namespace) -> None:
+    from ebt_policy.sharing import push
+
+    print(push(Path(options.run), options.repository, options.private))
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from ebt_policy.sharing import pull
+
+    pull(options.repository, Path(options.out), options.revision)
+    print(f"{options.out}: here; next: ebt-policy eval {options.out} --task …")
+
+
 def _bench_study(options: argparse.Namespace) -> None:
     from ebt_policy.benchmarks import language, manipulation, objectives
     from ebt_policy.benchmarks.claims import render_claims
@@ -952,6 +1020,27 @@ def _bench_serve(options: argparse.Namespace) -> None:
         f"{measured['p95_ms']:.1f} ms p95, {measured['p99_ms']:.1f} ms p99, "
         f"{measured['mixed_up']} mixed up"
     )
+    _write_json(options.json, measured)
+
+
+def _bench_delay(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.delay import Link, measure_delay
+
+    links = [
+        Link(delay, options.jitter if delay else 0.0, options.lost if delay else 0.0)
+        for delay in options.delays
+    ]
+    measured = measure_delay(
+        Path(options.run), options.set, options.task, links, options.episodes, options.seed,
+        options.robots,
+    )  # fmt: skip
+    for row in measured["rows"]:
+        low, high = row["score_ci95"]
+        print(
+            f"{row['delay_ms']:g} ms: score {row['score']:.3f} [{low:.3f}, {high:.3f}], success "
+            f"{row['success']:.3f}, jerk {row['seam_jerk']} where chunks begin and "
+            f"{row['inner_jerk']} elsewhere, {100 * row['held']:.1f}% of the steps held"
+        )
     _write_json(options.json, measured)
 
 

@@ -24,10 +24,39 @@ from torch import Tensor, nn
 from ebt_policy.config import EnergyForm, PolicyConfig
 from ebt_policy.energy.layers import RMSNorm, Tape
 from ebt_policy.energy.transformer import Memory, Network, repeat_memory
-from ebt_policy.shapes import Bool, Float
+from ebt_policy.shapes import Bool, Float, Int
 
 Energy = Callable[[Float[Tensor, "b t a"]], Float[Tensor, "b"]]
 """An energy whose observation is fixed; all that an objective or a descent sees of a model."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The first actions of each chunk, where they are decided already (real-time chunking).
+
+    Attributes:
+        actions: normalised chunks: the prefixes, and their last actions from there on.
+        free: 0 where an action belongs to the prefix, 1 where it is still to be found.
+    """
+
+    actions: Float[Tensor, "b t a"]
+    free: Float[Tensor, "b t 1"]
+
+    @classmethod
+    def of(cls, chunks: Float[Tensor, "b t a"], lengths: Int[Tensor, "b 1"]) -> Prefix:
+        """The first actions of chunks, so many of each."""
+        place = torch.arange(chunks.shape[1], device=chunks.device)
+        last = place.minimum((lengths - 1).clamp(min=0))[..., None].expand_as(chunks)
+        free = (place >= lengths)[..., None].to(chunks.dtype)
+        return cls(chunks.gather(1, last), free)
+
+    def over(self, chunks: Float[Tensor, "b t a"]) -> Float[Tensor, "b t a"]:
+        """Other chunks with these prefixes."""
+        return torch.where(self.free > 0, chunks, self.actions)
+
+    def repeated(self, starts: int) -> Prefix:
+        """Each sample's prefix ``starts`` times in a row."""
+        return Prefix(*(part.repeat_interleave(starts, 0) for part in (self.actions, self.free)))
 
 
 class EnergyModel(nn.Module):
@@ -79,15 +108,23 @@ class EnergyModel(nn.Module):
             slopes = torch.cat([-apart, torch.ones_like(outputs[..., -1:])], -1)
             return values, apart + transformer.pullback(slopes, tape)
 
-    def proposals(self, memory: Memory) -> tuple[Float[Tensor, "b k t a"], Float[Tensor, "b k"]]:
+    def proposals(
+        self, memory: Memory, prefix: Prefix | None = None
+    ) -> tuple[Float[Tensor, "b k t a"], Float[Tensor, "b k"]]:
         """The minima p_k of the far landscape, and the logits of how often each is the way.
 
         Far from every demonstration a chunk says nothing, so there the energy looks at the
         observation alone and is an exact bowl around each way, min over k of 1/2 ||a - p_k(o)||^2:
         one unit step lands on a p_k, for the price of a forward pass. Only ``basin`` trains it.
+
+        Args:
+            memory: of the observations.
+            prefix: actions that are decided already; the ways are how the chunk may go on then,
+                and mean nothing before.
         """
         assert self.ways is not None
-        return self.ways(self.network.transformer.tokens(None, memory))
+        actions, free = (None, None) if prefix is None else (prefix.actions, prefix.free)
+        return self.ways(self.network.transformer.tokens(actions, memory, free=free))
 
     def given(self, memory: Memory, starts: int = 1) -> GivenEnergy:
         """The energy under one observation per sample, each repeated for ``starts`` chunks."""

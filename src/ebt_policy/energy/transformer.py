@@ -104,13 +104,28 @@ class ActionTransformer(nn.Module):
         memory: Memory,
         level: Float[Tensor, b] | None = None,
         tape: Tape | None = None,
+        free: Float[Tensor, "b t 1"] | None = None,
     ) -> Float[Tensor, "b t w"]:
-        """The action tokens after the last block; the learned empty chunk without ``actions``."""
+        """The action tokens after the last block.
+
+        Args:
+            actions: the chunk; without it, learned tokens that stand for "no chunk yet".
+            memory: of the observations.
+            level: the noise level, where the model has that input.
+            tape: for the pullback.
+            free: 0 where an action is decided. Where it is 1, ``actions`` hold the last decided
+                one, whose token is added to the learned one.
+        """
         if actions is None:
             assert self.empty is not None
-            tokens = (self.empty + self.positions).expand(len(memory[0][0]), -1, -1)
+            tokens = self.empty.expand(len(memory[0][0]), -1, -1)
         else:
-            tokens = self.stem(actions, tape) + self.positions
+            tokens = self.stem(actions, tape)
+            if free is not None:
+                assert self.empty is not None
+                is_begun = 1 - free[:, :1]  # a free first action means that nothing is decided
+                tokens = torch.where(free > 0, self.empty + is_begun * tokens, tokens)
+        tokens = tokens + self.positions
         if self.level is not None:
             assert level is not None
             features = sine_cosine(level * 1000.0, self.positions.shape[-1])

@@ -29,7 +29,7 @@ from ebt_policy.demonstrations.base import TASK
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
 from ebt_policy.evaluation.video import VideoWriter
-from ebt_policy.policies.base import Policy
+from ebt_policy.policies.base import Policy, moved_on
 from ebt_policy.policies.files import load_policy
 from ebt_policy.provenance import provenance
 from ebt_policy.tasks import Environment, Task, make_task
@@ -162,7 +162,8 @@ class _Worker:
                 previous[going] if has_previous else None,
             )
             group.policy_seconds += time.perf_counter() - began
-            previous[going], has_previous = prediction.plan, True
+            previous[going] = moved_on(prediction.plan, windows.action_steps)
+            has_previous = True
             ended = set()
             for row, i in enumerate(going):
                 record = records[i]

@@ -23,6 +23,9 @@ regression. One forward and one backward pass, for the whole batch.
 Near: n is smooth or white noise, half and half. At the optimum dE/dx = x - E[a | o, x] (Tweedie):
 the landscape is a bowl of curvature one around every demonstrated way, so the step is 1 and nothing
 is left to tune. This needs a double backward, on ``near_share`` of the batch.
+
+For real-time chunking some chunks begin with a prefix of actions that are decided already (cf.
+Black et al. 2025, arXiv 2506.07339): both landscapes see it as it is, and learn the rest alone.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ def basin(
     logits: Float[Tensor, "b k"],
     actions: Float[Tensor, "b t a"],
     config: BasinConfig,
+    free: Float[Tensor, "b t 1"] | None = None,
 ) -> Float[Tensor, "b t a"]:
     """Squared error of each action element, of both scales (one double backward).
 
@@ -54,16 +58,22 @@ def basin(
         logits: of how often each of them is the way.
         actions: demonstrated chunks, normalised.
         config: share of the batch for the near landscape, its noise, the ways.
+        free: 0 for the actions of a prefix, which are given, 1 for those to be learned.
     """
-    errors = far(proposals, logits, actions, config)
+    errors = far(proposals, logits, actions, config, free)
     count = near(len(actions), config)
     target = actions[:count]
     scale = config.noise * torch.rand(count, 1, 1, device=actions.device)
     is_smooth = torch.rand(count, 1, 1, device=actions.device) < 0.5
     draws = torch.randn_like(target)
-    point = target + scale * torch.where(is_smooth, smooth(draws), draws)
+    noise = scale * torch.where(is_smooth, smooth(draws), draws)
+    if free is not None:
+        noise = noise * free[:count]
+    point = target + noise
     _, gradient = energy_and_gradient(energy, point)
     landing = (point - gradient - target).square() * (len(actions) / count)
+    if free is not None:
+        landing = landing * free[:count]
     return torch.cat([errors[:count] + landing, errors[count:]])
 
 
@@ -72,12 +82,17 @@ def far(
     logits: Float[Tensor, "b k"],
     actions: Float[Tensor, "b t a"],
     config: BasinConfig,
+    free: Float[Tensor, "b t 1"] | None = None,
 ) -> Float[Tensor, "b t a"]:
     """The far part of the loss, the cross-entropy of the ways spread over a chunk's elements."""
     errors = (proposals - actions[:, None]).square()
+    if free is not None:
+        errors = errors * free[:, None]
     frequencies = logits.log_softmax(1)
     with torch.no_grad():
         squared = errors.mean((2, 3))
+        if free is not None:
+            squared = squared / free.mean((1, 2))[:, None]
         width = config.way_width**2 + config.way_error_share * squared.min(1).values.mean()
         fit = -squared / (2 * width)
         responsible = (fit + frequencies).softmax(1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace
-from ebt_policy.energy.model import EnergyModel
+from ebt_policy.energy.model import EnergyModel, Prefix
 from ebt_policy.energy.pretrained import PretrainedBackbone
 from ebt_policy.energy.transformer import Memory, Network
 from ebt_policy.errors import UserError
@@ -36,7 +36,8 @@ class Prediction:
     """A predicted chunk for each observation.
 
     Attributes:
-        actions: (b, Ta, A), the part to execute, in the units of the demonstrations.
+        actions: (b, Ta, A), the part to execute, in the units of the demonstrations; fewer where
+            the chunk ends before.
         plan: (b, T, A), the whole chunk.
         evaluations: sequential network evaluations per sample (b,): descent steps of an energy
             policy, denoising steps of a diffusion policy.
@@ -100,6 +101,21 @@ class Policy(nn.Module):
         previous: Float[Tensor, "b t a"] | None,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
         """A normalised chunk for each observation, its sequential evaluations, and a trace."""
+
+    def sample_after(
+        self,
+        prefix: Prefix,
+        observation: dict[str, Tensor],
+        generators: Sequence[torch.Generator] | Draws | None,
+        previous: Float[Tensor, "b t a"] | None,
+    ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
+        """As :meth:`sample`, going on from actions that are decided, if it learned to."""
+        return self.sample(observation, generators, previous)
+
+    @property
+    def holds_prefix(self) -> bool:
+        """Whether it learned to go on from actions that are decided."""
+        return False
 
     @property
     def sampler(self) -> str:
@@ -277,7 +293,7 @@ class Policy(nn.Module):
             prediction = self.predict_chunk(
                 observations, None if generator is None else [generator], self._previous
             )
-            self._previous = prediction.plan
+            self._previous = moved_on(prediction.plan, self.config.windows.action_steps)
             self._queue.extend(prediction.actions[0])
         return self._queue.popleft()
 
@@ -286,21 +302,40 @@ class Policy(nn.Module):
         observations: Mapping[str, Any],
         generators: Sequence[torch.Generator] | Draws | None = None,
         previous: Float[np.ndarray, "b t a"] | None = None,
+        prefix: Float[np.ndarray, "b n a"] | None = None,
     ) -> Prediction:
         """Predict a chunk for each observation window. Holds no state.
 
         Works in any context, ``no_grad`` and ``inference_mode`` included. With one generator
         per sample, a sample's result does not depend on the batch it is in.
 
+        In real time (Black et al. 2025, arXiv 2506.07339) a chunk is asked for while the one
+        before is still being executed. The new chunk's first actions are decided then: the To - 1
+        that were executed since its oldest observation, and those that will be until it is here.
+        A policy that learned with prefixes (``basin.prefix_share``) holds them fixed and finds how
+        to go on; any other plans as if there were none. ``actions`` begin after the prefix::
+
+            chunk        |To-1|--- executed meanwhile ---|--------- Ta ---------|
+            prefix       |-------------- n --------------|
+            actions                                      |----------------------|
+
         Args:
             observations: each stream (b, To, *shape), arrays or tensors, raw units; of sentences
                 an array of text (b, To), or their vectors.
             generators: one per sample, for noisy starts and samplers; None: the global one.
-            previous: the previous ``plan`` of each sample, for a warm start.
+            previous: what was planned before for the same control steps (:func:`moved_on`), for a
+                warm start.
+            prefix: the first n actions of each chunk, where more than the To - 1 are decided, in
+                the units of the demonstrations; To - 1 <= n < T.
 
         Raises:
-            UserError: a stream is missing, has another shape, or is not finite.
+            UserError: a stream is missing, has another shape, or is not finite; the prefix has
+                another shape or is not finite.
         """
+        first = self.config.windows.executed.start
+        if prefix is not None:
+            self.check_prefix(prefix)
+            first = prefix.shape[1]
         was_training = self.training
         self.eval()
         try:
@@ -319,19 +354,22 @@ class Policy(nn.Module):
                     raise UserError(f"observation streams differ in batch size ({sizes})")
                 before = None
                 if previous is not None:
-                    before = self.action_normaliser.normalise(
-                        torch.tensor(previous, device=device, dtype=torch.float32)
-                    )
+                    before = self._normalised(previous)
                 observation = self.normalise_observation(raw)
                 score = None
                 if self.alarm is not None:
                     score = self.alarm.score(observation)
                     observation = self.alarm.imagine(observation)
-                chunk, evaluations, trace = self.sample(observation, generators, before)
+                if prefix is None:
+                    chunk, evaluations, trace = self.sample(observation, generators, before)
+                else:
+                    chunk, evaluations, trace = self.sample_after(
+                        self._prefix(prefix), observation, generators, before
+                    )
                 plan = self.action_normaliser.unnormalise(chunk.clamp(-1, 1)).cpu().numpy()
         finally:
             self.train(was_training)
-        executed = plan[:, self.config.windows.executed]
+        executed = plan[:, first : first + self.config.windows.action_steps]
         alarm = None if self.alarm is None or score is None else score > self.alarm.threshold
         return Prediction(executed, plan, evaluations.cpu().numpy(), trace, score, alarm)
 
@@ -350,6 +388,39 @@ class Policy(nn.Module):
             name: torch.tensor(self._checked(name, observations, window), device=device)
             for name in self.stream_names
         }
+
+    def check_prefix(self, prefix: Float[np.ndarray, "b n a"]) -> None:
+        """Check actions that are decided.
+
+        Raises:
+            UserError: see :meth:`predict_chunk`.
+        """
+        windows, shape = self.config.windows, np.shape(prefix)
+        least = windows.observation_steps - 1
+        if (
+            len(shape) != 3
+            or not least <= shape[1] < windows.horizon
+            or shape[2] != self.config.action_dim
+        ):
+            raise UserError(
+                f"prefix has shape {shape}, expected (batch, {least} to {windows.horizon - 1}, "
+                f"{self.config.action_dim})"
+            )
+        if not np.isfinite(prefix).all():
+            raise UserError(f"prefix holds {prefix[~np.isfinite(prefix)][0]}")
+
+    def _prefix(self, given: Float[np.ndarray, "b n a"]) -> Prefix:
+        """The first actions of each chunk, normalised."""
+        actions = self._normalised(given).clamp(-1, 1)
+        horizon, count = self.config.windows.horizon, actions.shape[1]
+        lengths = torch.full((len(actions), 1), count, device=actions.device)
+        return Prefix.of(torch.nn.functional.pad(actions, (0, 0, 0, horizon - count)), lengths)
+
+    def _normalised(self, actions: Float[np.ndarray, "b n a"]) -> Float[Tensor, "b n a"]:
+        device = self.action_normaliser.centre.device
+        return self.action_normaliser.normalise(
+            torch.tensor(actions, device=device, dtype=torch.float32)
+        )
 
     def check_observation(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The policy's streams of one observation, without batch or time.
@@ -399,6 +470,11 @@ class Policy(nn.Module):
         if not np.isfinite(array).all():
             raise UserError(f"observation {name!r} holds {array[~np.isfinite(array)][0]}")
         return array
+
+
+def moved_on(plan: Float[np.ndarray, "b t a"], steps: int) -> Float[np.ndarray, "b t a"]:
+    """What plans say of the chunks that begin some control steps later; their last action stays."""
+    return plan[:, np.minimum(np.arange(plan.shape[1]) + steps, plan.shape[1] - 1)]
 
 
 class Draws:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace, best_of, descend
-from ebt_policy.energy.model import EnergyModel, is_alive
+from ebt_policy.energy.model import EnergyModel, Prefix, is_alive
 from ebt_policy.energy.transformer import Memory
 from ebt_policy.objectives.basin import basin, near
 from ebt_policy.objectives.equilibrium import equilibrium
@@ -47,40 +47,69 @@ class EnergyPolicy(Policy):
         if self.config.objective == "basin":
             count = near(len(actions), self.config.basin)
             energy = self.energy.given([(keys[:count], values[:count]) for keys, values in memory])
-            return basin(energy, *self.energy.proposals(memory), actions, self.config.basin)
+            prefix = self._draw_prefix(actions)
+            ways = self.energy.proposals(memory, prefix)
+            free = None if prefix is None else prefix.free
+            return basin(energy, *ways, actions, self.config.basin, free)
         energy = self.energy.given(memory)
         if self.config.objective == "equilibrium":
             return equilibrium(energy, actions, self.config.equilibrium)
         return unrolled(energy, actions, self.config.unrolled, self.config.descent)
+
+    def _draw_prefix(self, actions: Float[Tensor, "b t a"]) -> Prefix | None:
+        """Prefixes of 0 to To - 1 + Ta actions for a share of the batch, none for the rest."""
+        share, windows = self.config.basin.prefix_share, self.config.windows
+        if share == 0:
+            return None
+        # One action at least is left to be found.
+        longest = min(windows.executed.stop, windows.horizon - 1)
+        has_prefix = torch.rand(len(actions), 1, device=actions.device) < share
+        length = torch.randint(longest + 1, (len(actions), 1), device=actions.device) * has_prefix
+        return Prefix.of(actions, length)
+
+    @property
+    def holds_prefix(self) -> bool:
+        return self.config.objective == "basin" and self.config.basin.prefix_share > 0
 
     def sample(
         self,
         observation: dict[str, Tensor],
         generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,
+        prefix: Prefix | None = None,
         keep_path: bool = False,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
         memory, settings = self.energy.remember(observation), self.config.descent
-        start, noise, taken = self.starts(memory, generators, previous)
-        actions, trace = descend(
-            self.energy.given(memory, settings.starts), start, settings, noise, keep_path, taken
-        )
+        start, noise, taken = self.starts(memory, generators, previous, prefix)
+        free = None if prefix is None else prefix.repeated(settings.starts).free
+        energy = self.energy.given(memory, settings.starts)
+        actions, trace = descend(energy, start, settings, noise, keep_path, taken, free)
         if settings.starts > 1:
             actions, trace = best_of(actions, trace, settings.starts)
         return actions, trace.steps, trace
+
+    def sample_after(
+        self,
+        prefix: Prefix,
+        observation: dict[str, Tensor],
+        generators: Sequence[torch.Generator] | Draws | None,
+        previous: Float[Tensor, "b t a"] | None,
+    ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
+        return self.sample(observation, generators, previous, prefix if self.holds_prefix else None)
 
     def starts(
         self,
         memory: Memory,
         generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,
+        prefix: Prefix | None = None,
     ) -> tuple[Float[Tensor, "bn t a"], Float[Tensor, "k bn t a"] | None, int]:
         """Where the descent begins.
 
         Returns:
             Starting chunks (b * starts, T, A): a proposal (the same for all starts of a sample,
-            so that every way is taken as often as it was demonstrated), noise, or the previous
-            chunk shifted by the executed actions. The draws of the noise for each step, if
+            so that every way is taken as often as it was demonstrated), noise, or what was
+            planned before; a prefix is in its place. The draws of the noise for each step, if
             there is any. And the steps taken so far: 1 if the start is a proposal, else 0.
         """
         settings, windows = self.config.descent, self.config.windows
@@ -88,14 +117,14 @@ class EnergyPolicy(Policy):
         chunk = (windows.horizon, self.config.action_dim)
         taken = 0
         if settings.warm_start and previous is not None:
-            kept = previous[:, windows.action_steps :]
-            last = previous[:, -1:].expand(-1, windows.action_steps, -1)
-            start = torch.cat([kept, last], dim=1).repeat_interleave(settings.starts, 0)
+            start = previous.repeat_interleave(settings.starts, 0)
         elif settings.start == "proposal":
-            start, taken = self.proposal(memory, generators), 1
+            start, taken = self.proposal(memory, generators, prefix), 1
             start = start.repeat_interleave(settings.starts, 0)
         else:
             start = draw((settings.starts, *chunk), batch, generators, device).flatten(0, 1)
+        if prefix is not None:
+            start = prefix.repeated(settings.starts).over(start)
         left = settings.steps - taken
         if settings.noise == 0 or left == 0:
             return start, None, taken
@@ -104,10 +133,13 @@ class EnergyPolicy(Policy):
         return start, noise, taken
 
     def proposal(
-        self, memory: Memory, generators: Sequence[torch.Generator] | Draws | None
+        self,
+        memory: Memory,
+        generators: Sequence[torch.Generator] | Draws | None,
+        prefix: Prefix | None = None,
     ) -> Float[Tensor, "b t a"]:
         """One of the living ways for each sample, drawn as often as it is the way."""
-        chunks, logits = self.energy.proposals(memory)
+        chunks, logits = self.energy.proposals(memory, prefix)
         logits = logits.masked_fill(~is_alive(logits), -torch.inf)
         # The normal distribution function makes a uniform draw of a normal one.
         uniform = torch.special.ndtr(draw((1,), len(chunks), generators, chunks.device))

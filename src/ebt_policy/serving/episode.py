@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ebt_policy.errors import UserError
-from ebt_policy.policies.base import Policy
+from ebt_policy.policies.base import Policy, Prediction, moved_on
 from ebt_policy.shapes import Shaped
 from ebt_policy.windows.sentences import embed_all
 
@@ -24,8 +24,8 @@ class Episode:
 
     Attributes:
         generator: of the draws of this episode.
-        previous: the plan (1, T, A) of the last reply, for a warm start.
-        last_action: (A,), the one in force: the last one sent, or what the client says.
+        last_action: (A,), the one in force when the next chunk begins: the last one sent, or what
+            the client says.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -41,7 +41,9 @@ class Episode:
             self.generator.seed()
         else:
             self.generator.manual_seed(seed)
-        self.previous: np.ndarray | None = None
+        self._prefix: np.ndarray | None = None
+        self._plan: np.ndarray | None = None
+        self._sent = 0  # actions of the plan up to the last one sent
         self.last_action: np.ndarray | None = None
 
     def observe(self, message: dict[str, Any]) -> None:
@@ -49,8 +51,9 @@ class Episode:
 
         Keys: each stream of the policy, alone or with the prefix ``observation/`` (a sentence also
         as ``prompt``, openpi's name for it), one observation or a whole window (To, ...), oldest
-        first; and if wanted ``reset``, ``seed`` (with the first message of an episode) and
-        ``last_action``. Others are ignored.
+        first; and if wanted ``reset``, ``seed`` (with the first message of an episode),
+        ``last_action`` (A,), and ``prefix`` (n, A), the first actions of the chunk where they are
+        decided. Others are ignored.
 
         Raises:
             UserError: a key is missing, or a value has the wrong type, shape or size.
@@ -64,21 +67,24 @@ class Episode:
             if self._window and not reset:
                 raise UserError("seed comes with the first message of an episode: add reset: true")
         steps = self._steps(message)
-        last = message.get("last_action")
-        if last is not None:
-            with np.errstate(over="ignore"):
-                last = _numbers("last_action", last).astype(np.float32)
-            if last.shape != (self._policy.config.action_dim,) or not np.isfinite(last).all():
-                raise UserError(
-                    f"last_action has shape {last.shape}, it must be "
-                    f"({self._policy.config.action_dim},) and finite"
-                )
+        prefix = _actions(message, "prefix")
+        if prefix is not None:
+            if prefix.ndim != 2:
+                raise UserError(f"prefix has shape {prefix.shape}, expected (n, A)")
+            self._policy.check_prefix(prefix[None])
+        last = _actions(message, "last_action")
+        expected = (self._policy.config.action_dim,)
+        if last is not None and (last.shape != expected or not np.isfinite(last).all()):
+            raise UserError(f"last_action has shape {last.shape}, it must be {expected} and finite")
         if reset or not self._window:
             self._begin(seed)
         if not self._window:
             self._window.extend([steps[0]] * (self._policy.config.windows.observation_steps - 1))
         self._window.extend(steps)
-        if last is not None:
+        self._prefix = None if prefix is None else prefix[None]
+        if prefix is not None and len(prefix):
+            self.last_action = prefix[-1]
+        elif last is not None:
             self.last_action = last
 
     def window(self) -> dict[str, Shaped[np.ndarray, "1 to ..."]]:
@@ -87,6 +93,28 @@ class Episode:
             name: np.stack([step[name] for step in self._window])[None]
             for name in self._policy.stream_names
         }
+
+    def asked(self) -> tuple[Any, ...]:
+        """The arguments of ``Policy.predict_chunk`` for what was observed, as a batch of one."""
+        previous = None
+        if self._plan is not None:
+            previous = moved_on(self._plan, self._sent - self._first)
+        return self.window(), [self.generator], previous, self._prefix
+
+    def answer(self, chunk: Prediction, actions: Shaped[np.ndarray, "n a"]) -> None:
+        """Remember what was planned and sent."""
+        self._plan, self._sent = chunk.plan, self._first + len(actions)
+        self.last_action = actions[-1]
+
+    def hold(self) -> None:
+        """Forget the plan: after a hold command it is out of step."""
+        self._plan = None
+
+    @property
+    def _first(self) -> int:
+        """Place in the chunk of the first action to send."""
+        decided = self._policy.config.windows.executed.start
+        return decided if self._prefix is None else self._prefix.shape[1]
 
     def _steps(self, message: dict[str, Any]) -> list[dict[str, np.ndarray]]:
         """One checked observation, or the To of a window."""
@@ -118,6 +146,18 @@ class Episode:
         steps = [{n: v[t] for n, v in values.items()} for t in range(extent)] if whole else [values]
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is named
             return [self._policy.check_observation(step) for step in steps]
+
+
+def _actions(message: dict[str, Any], name: str) -> np.ndarray | None:
+    """A message's actions in float32, if it has them.
+
+    Raises:
+        UserError: they are no numbers.
+    """
+    if message.get(name) is None:
+        return None
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is named
+        return _numbers(name, message[name]).astype(np.float32)
 
 
 def _numbers(name: str, value: Any) -> np.ndarray:

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
@@ -87,14 +86,16 @@ class PolicyServer:
             "action": {
                 "shape": [windows.action_steps, policy.config.action_dim],
                 "dtype": "float32",
+                "is_delta": limits.is_delta.tolist(),
             },
             "observation_steps": windows.observation_steps,
+            "horizon": windows.horizon,
         }
         self._worker = ThreadPoolExecutor(1, "policy")
         # The first chunk of a process is far slower than all others.
         episode = Episode(policy)
         episode.observe(still)
-        self._worker.submit(self._predict, episode.window(), episode.generator, None).result()
+        self._worker.submit(self._predict, episode.asked()).result()
 
     async def listen(self) -> Server:
         """Begin to accept clients; the server is a context, which ends it.
@@ -167,10 +168,7 @@ class PolicyServer:
             async with asyncio.timeout_at(None if hold is None else due):
                 if client.running is not None:
                     await asyncio.wait({client.running})
-                client.running = loop.run_in_executor(
-                    self._worker, self._predict, episode.window(), episode.generator,
-                    episode.previous,
-                )  # fmt: skip
+                client.running = loop.run_in_executor(self._worker, self._predict, episode.asked())
                 chunk, infer_ms = await asyncio.shield(client.running)
         except TimeoutError:
             infer_ms = 1e3 * (loop.time() - arrived)
@@ -178,11 +176,11 @@ class PolicyServer:
         if chunk is None or not np.isfinite(chunk.actions).all():
             if hold is None:
                 raise UserError("the policy's actions are not finite: its weights are damaged")
-            episode.previous = None  # a warm start from before the hold would be out of step
+            episode.hold()
             steps = self.policy.config.windows.action_steps
             return {"actions": np.tile(hold, (steps, 1)), "num_steps": 0, "alarm": True, **timing}
         actions = self._limits.limit(chunk.actions[0], episode.last_action)
-        episode.previous, episode.last_action = chunk.plan, actions[-1]
+        episode.answer(chunk, actions)
         reply = {"actions": actions, "num_steps": int(chunk.evaluations[0]), **timing}
         if chunk.trace is not None:
             reply["energy"] = float(chunk.trace.energy[0, -1])
@@ -193,15 +191,10 @@ class PolicyServer:
             reply["alarm"] = True
         return reply
 
-    def _predict(
-        self,
-        window: dict[str, np.ndarray],
-        generator: torch.Generator,
-        previous: np.ndarray | None,
-    ) -> tuple[Prediction, float]:
+    def _predict(self, asked: tuple[Any, ...]) -> tuple[Prediction, float]:
         """A chunk and the milliseconds that it took."""
         began = time.perf_counter()
-        chunk = self.policy.predict_chunk(window, [generator], previous)
+        chunk = self.policy.predict_chunk(*asked)
         return chunk, 1e3 * (time.perf_counter() - began)
 
 
