@@ -557,6 +557,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _weights(text: str) -> tuple[float, ...]:
+    """The type of an option that is a list of shares."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: write numbers, e.g. 2,1") from error
+
+
 def _not_negative(text: str) -> float:
     """The type of an option that is a finite number, at least 0."""
     try:
@@ -566,17 +574,6 @@ def _not_negative(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: it must be a number, at least 0")
     return value
-
-
-def _weights(text: str) -> tuple[float, ...]:
-    """The type of an option that is a list of shares."""
-    try:
-        weights = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        weights = ()
-    if not weights or not all(0 < weight < math.inf for weight in weights):
-        raise argparse.ArgumentTypeError(f"{text}: write numbers above 0, e.g. 2,1")
-    return weights
 
 
 def parse_duration(text: str) -> float:
@@ -666,8 +663,6 @@ def _train(options: argparse.Namespace) -> None:
             raise UserError(f"--set {text}: the demonstrations decide the action dimension")
     parts = [open_demonstrations(path, options.filter) for path in options.data]
     demonstrations = parts[0] if len(parts) == 1 else MixedDemonstrations(parts)
-    if options.weights is not None and not len(options.weights) == len(parts) > 1:
-        raise UserError(f"--weights: {len(options.weights)} of them for {len(parts)} --data")
     preset = PRESETS[options.preset]
     policy_config = PolicyConfig.of_preset(
         options.preset,
