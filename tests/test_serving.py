@@ -910,8 +910,8 @@ def test_only_sentences_are_read_as_sentences(key: str) -> None:
     episode = Episode(made)
     wrong: list[Any] = [
         None, True, -1, 2**64 - 1, 1e300, b"x", [1, [2]], ["a", "b"], {"a": 1}, [], "", " ?! ",
-        "a" * 10**6, "a " * 500, np.zeros(0), np.zeros(256), np.array(["a"] * 3), np.array([b"abc"]),
-        np.array([], "U1"), np.array([["a"]]),
+        "a" * 10**6, "a " * 500, np.zeros(0), np.zeros(256), np.array(["a"] * 3),
+        np.array([b"abc"]), np.array([], "U1"), np.array([["a"]]),
     ]  # fmt: skip
     for value in wrong:
         with pytest.raises(UserError):
