@@ -23,8 +23,10 @@ from ebt_policy.config import StreamConfig, TrainingConfig, VisionConfig, from_j
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import Episode as Recorded
 from ebt_policy.demonstrations.robomimic import write_robomimic
+from ebt_policy.energy.model import EnergyModel
 from ebt_policy.energy.vision import SpatialSoftmax, make_backbone, make_vision
 from ebt_policy.evaluation.calibration import calibrate
+from ebt_policy.evaluation.energy_quality import pixel_saliency
 from ebt_policy.evaluation.rollout import Rollout, evaluate, observed
 from ebt_policy.policies import Policy, make_policy
 from ebt_policy.policies.export import check_exportable, export_onnx
@@ -465,3 +467,27 @@ def test_bench_encoders_tells_encoding_from_descent(tmp_path: Path) -> None:
     for row in rows:
         assert row["share"] == pytest.approx(row["encode_ms"] / row["p50_ms"], abs=2e-3)
         assert row["parameters"] > (1e7 if row["encoder"] == "resnet18" else 1e5)
+
+
+def test_pixels_that_matter_are_those_that_change_the_energy() -> None:
+    made = seeing().eval()
+    windows = seen(2)
+    pictures, slopes = pixel_saliency(made, windows, "front")
+    assert pictures.shape == (*slopes.shape, 3)
+    assert 0 <= pictures.min() <= pictures.max() <= 1
+    place = np.unravel_index(slopes[0].argmax(), slopes[0].shape)
+    # The same by differences, in the picture's units of [-1, 1].
+    plan = made.predict_chunk(windows, generators(2)).plan
+    chunks = made.action_normaliser.normalise(torch.from_numpy(plan))
+    model = made.core
+    assert isinstance(model, EnergyModel)
+    changes = []
+    for channel in range(3):
+        energies = []
+        for step in (-0.02, 0.02):
+            changed = made.normalise_observation(made.raw_windows(windows))
+            changed["front"][0, 1, channel, place[0], place[1]] += step
+            with torch.no_grad():
+                energies.append(model(chunks, model.remember(changed))[0].item())
+        changes.append((energies[1] - energies[0]) / 0.04)
+    assert np.linalg.norm(changes) == pytest.approx(slopes[0][place], rel=0.1)

@@ -178,6 +178,33 @@ def word_saliency(
     return said, np.stack(moved[1:], 1) - moved[0][:, None]
 
 
+def pixel_saliency(
+    policy: Policy, windows: Mapping[str, np.ndarray], camera: str
+) -> tuple[Float[np.ndarray, "b h w 3"], Float[np.ndarray, "b h w"]]:
+    """Which pixels the energy of the policy's own chunk depends on: the length of its gradient.
+
+    Args:
+        policy: with an ``energy``, whose image encoder is not frozen.
+        windows: each stream (b, To, *shape), raw.
+        camera: the image stream.
+
+    Returns:
+        The newest pictures as the network sees them, in [0, 1], and for each pixel the root of the
+        sum of squares of dE / d(its colours).
+    """
+    model = policy.energy
+    assert isinstance(model, EnergyModel)
+    generators = [torch.Generator().manual_seed(0) for _ in windows[camera]]
+    plan = torch.from_numpy(policy.predict_chunk(windows, generators).plan)
+    chunks = policy.action_normaliser.normalise(plan)
+    observation = policy.normalise_observation(policy.raw_windows(windows))
+    pictures = observation[camera].detach().requires_grad_()
+    energy = model(chunks, model.remember({**observation, camera: pictures}))
+    (slope,) = torch.autograd.grad(energy.sum(), pictures)
+    seen = (pictures[:, -1].detach().movedim(1, -1) + 1) / 2
+    return seen.numpy(), slope[:, -1].square().sum(1).sqrt().numpy()
+
+
 def _some_whole(held_out: Windows, first: int, count: int) -> Tensor:
     """Indices of windows without padding from action ``first`` on, spread evenly."""
     every = held_out.gather(torch.arange(len(held_out)))

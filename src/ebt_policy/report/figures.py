@@ -201,6 +201,32 @@ def word_saliency(said: list[str], moved: np.ndarray, moments: list[int], rate: 
     return figure
 
 
+def pixel_saliency(
+    pictures: np.ndarray, slopes: np.ndarray, moments: list[int], rate: float
+) -> Figure:
+    """What a camera saw at some moments, and under it the same with what mattered lit up.
+
+    Args:
+        pictures: (moments, h, w, 3) in [0, 1].
+        slopes: (moments, h, w), see :func:`ebt_policy.evaluation.energy_quality.pixel_saliency`.
+        moments: control steps of the episode.
+        rate: control steps per second.
+    """
+    figure = Figure(figsize=(1.7 * len(moments), 3.5))
+    axes = figure.subplots(2, len(moments), squeeze=False)
+    for column, moment in enumerate(moments):
+        light = np.clip(slopes[column] / np.quantile(slopes[column], 0.995), 0, 1)[..., None]
+        grey = pictures[column].mean(-1, keepdims=True).repeat(3, -1)
+        heat = matplotlib.colormaps["inferno"](light[..., 0])[..., :3]
+        axes[0, column].imshow(pictures[column])
+        axes[1, column].imshow(0.4 * grey * (1 - light) + heat * light)
+        axes[0, column].set_title(f"{moment / rate:.1f} s", fontsize=8)
+        for axis in axes[:, column]:
+            axis.set_axis_off()
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
 def along_episode(record: dict[str, Any], action_steps: int, rate: float | None) -> Figure:
     """Descent steps and final energy of each chunk along an episode."""
     figure = Figure(figsize=(8.4, 2.4))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ebt_policy.config import DescentConfig
 from ebt_policy.errors import UserError
-from ebt_policy.evaluation.energy_quality import word_saliency
+from ebt_policy.evaluation.energy_quality import pixel_saliency, word_saliency
 from ebt_policy.evaluation.results import RESULTS_FOLDER, read_results
 from ebt_policy.evaluation.rollout import observed
 from ebt_policy.policies.ebt import EnergyPolicy
@@ -193,6 +193,7 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
             "Descent steps and final energy of every chunk along the same episode.",
         ),
         *_words_section(policy, streams, steps, rate),
+        *_pictures_section(policy, streams, steps, rate),
     ]
 
 
@@ -208,6 +209,23 @@ def _words_section(
         figures.word_saliency(said, moved, steps, rate),
         "How far a descent step would move each chunk if a word of the sentence had not been said.",
     )]  # fmt: skip
+
+
+def _pictures_section(
+    policy: EnergyPolicy, streams: dict[str, np.ndarray], steps: list[int], rate: float
+) -> list[str]:
+    """What in the pictures the energy looks at; a frozen encoder has no slopes to tell."""
+    vision = policy.config.vision
+    if vision.encoder == "pretrained" and vision.frozen:
+        return []
+    return [
+        _figure(
+            figures.pixel_saliency(*pixel_saliency(policy, streams, camera), steps, rate),
+            f"{camera}: what the network sees, and how much the energy of the chunk changes with "
+            "each pixel (bright: most).",
+        )
+        for camera in policy.config.cameras
+    ]
 
 
 def _videos(runs: list[Path]) -> list[str]:
