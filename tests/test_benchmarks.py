@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from conftest import policy
-from ebt_policy.benchmarks import cost, manipulation, runner
+from ebt_policy.benchmarks import cost, language, manipulation, runner
 from ebt_policy.benchmarks.claims import render_claims
 from ebt_policy.benchmarks.cost import measure_cost
+from ebt_policy.benchmarks.language import render_language
 from ebt_policy.benchmarks.objectives import METHODS, STUDY, TASKS
 from ebt_policy.benchmarks.pages import Group, difference, render
 from ebt_policy.benchmarks.runner import missing_acts, read_lines, results_file
@@ -291,6 +292,52 @@ def test_claims_on_steps_sizes_arms_and_stability_are_rendered(tmp_path: Path) -
         "| mip | 2 evaluations | small |  | 0.50 (0.250) |  | 10 |",
         "| Lift:UR5e | basin | 2 steps | 2.0 | 1.000 [0.929, 1.000] | 1 × 50 |",
     ):
+
+
+def test_the_page_of_language_is_rendered_from_results_alone(tmp_path: Path) -> None:
+    write_cost(tmp_path / "objectives", ms=12_000.0)
+    did = {
+        "reach": {"reach": 10, "push": 0, "pick-place": 0, "nothing": 0},
+        "push": {"reach": 0, "push": 8, "pick-place": 0, "nothing": 2},
+        "pick-place": {"reach": 1, "push": 0, "pick-place": 9, "nothing": 0},
+    }
+    auroc = {"auroc_energy": [0.8, 0.7, 0.85], "auroc_step": [0.97, 0.95, 0.99]}
+    of_task = {"reach": {"auroc_energy": 0.8, "auroc_step": 0.97}}
+    shown: tuple[tuple[str, str, str, list[float], dict[str, Any]], ...] = (
+        ("mt10/500", "basin", "2 steps", [1.0] * 190 + [0.0] * 10, {}),
+        ("mt10/500", "basin", "2 steps+paraphrase", [1.0] * 100 + [0.0] * 100, {}),
+        ("mt10/500", "mip", "2 evaluations", [1.0] * 200, {}),
+        ("puck/150", "basin", "2 steps", [1.0] * 270 + [0.0] * 30, {"did": did}),
+        ("puck/150", "basin", "energy of words", [0.0], {"words": auroc | {"by_meaning": of_task}}),
+    )
+    for where, method, act, scores, more in shown:
+        (cell,) = language.STUDY.cells([f"metaworld-{where}/{method}/0"])
+        steps = runner.training_steps(cell, tmp_path / "language")
+        more |= {
+            "training": {"steps": steps, "samples": 64 * steps, "multiply_adds": 1e9},
+            "per_task": {"reach": {"success_rate": 0.75}}, "episodes": cell.task.episodes,
+        }  # fmt: skip
+        path = results_file(cell, tmp_path / "language")
+        runner._append(path, line(cell, act, scores, **more))
+    page = tmp_path / "language.md"
+    names = ("claims", "success", "tasks", "puck", "words")
+    page.write_text("\n".join(f"<!-- table: {name} --><!-- end -->" for name in names))
+    render_language(page, tmp_path / "language")
+    text = page.read_text()
+    for row in (
+        "two steps succeed in 0.9: MT10 | `bench language --only 'metaworld-mt10/*/basin/0'` "
+        "| 0.950 [",
+        "at most 0.03 below mip, 2 evaluations: MT10 | `bench language "
+        "--only 'metaworld-mt10/*/mip/0'` | -0.050",
+        "what is done is the named task in 0.9: puck, hashed | `bench language "
+        "--only 'metaworld-puck/*/basin/0'` | 0.964 [0.823, 0.994], 27 of 28 | open |",
+        "keep 0.9 of the seen ones' success: MT10, hashed | `bench language "
+        "--only 'metaworld-mt10/*/basin/0'` | 0.526, 1 × 200 | does not hold |",
+        "energy tells the right sentence, AUROC 0.9: puck, hashed | `bench language "
+        "--only 'metaworld-puck/*/basin/0'` | 0.800 [0.700, 0.850] | does not hold |",
+        "| basin | 2 steps | 0.75 |", "| hashed | seen | push | 0 | 8 | 0 | 2 |",
+        "| puck | hashed | reach | 0.800 | 0.970 |",
+    ):  # fmt: skip
         assert row in text, text
 
 

@@ -17,7 +17,7 @@ from ebt_policy.benchmarks.manipulation import TWO_STEPS
 from ebt_policy.benchmarks.objectives import METHODS
 from ebt_policy.benchmarks.pages import Group, Results, difference, fill, interval, markdown
 from ebt_policy.benchmarks.study import WORDS, Act, BenchTask, Method, Study
-from ebt_policy.evaluation.statistics import bootstrap_crossed
+from ebt_policy.evaluation.statistics import bootstrap_crossed, wilson
 
 PARAPHRASED = "+paraphrase"
 _HASHED = "state,task"
@@ -103,22 +103,30 @@ def _claims(found: Results) -> str:
     for method, reader in _READERS.items():
         group = found.get(_PUCK, method, OURS[1])
         if group is not None:
-            name = f"the named task and not another in {_TARGET:g}: puck, {reader}"
+            name = f"the named task is done, and no other first, in {_TARGET:g}: puck, {reader}"
             add(name, _PUCK, method, group.values("successes"), _TARGET)
+            did = group.lines[0]["did"]
+            named = sum(did[task][task] for task in did)
+            some = sum(sum(did[task][other] for other in did) for task in did)
+            low, high = wilson(named, some)
+            rows.append([
+                f"what is done is the named task in {_TARGET:g}: puck, {reader}", rows[-1][1],
+                f"{named / some:.3f} [{low:.3f}, {high:.3f}], {named} of {some}",
+                _verdict(low, high),
+            ])  # fmt: skip
     for slug, task in _NAMES.items():
         for method, reader in _READERS.items():
             seen = found.get(slug, method, OURS[1])
             unseen = found.get(slug, method, OURS[1] + PARAPHRASED)
-            if seen is None or unseen is None:
-                continue
-            said = [group.values("successes") for group in (seen, unseen)]
-            low, high = bootstrap_crossed(said[1] - _TARGET * said[0])
-            rows.append([
-                f"unseen sentences keep {_TARGET:g} of the seen ones' success: {task}, {reader}",
-                f"`bench language --only '{slug}/*/{method}/0'`",
-                f"{said[1].mean() / said[0].mean():.3f}, {len(said[0])} × {said[0].shape[1]}",
-                _verdict(low, high, 0.0),
-            ])  # fmt: skip
+            if seen is not None and unseen is not None:
+                said = [group.values("successes") for group in (seen, unseen)]
+                low, high = bootstrap_crossed(said[1] - _TARGET * said[0])
+                rows.append([
+                    f"unseen sentences keep {_TARGET:g} of the seen ones' success: {task}, "
+                    f"{reader}", f"`bench language --only '{slug}/*/{method}/0'`",
+                    f"{said[1].mean() / said[0].mean():.3f}, {len(said[0])} × {said[0].shape[1]}",
+                    _verdict(low, high, 0.0),
+                ])  # fmt: skip
             measured = found.get(slug, method, WORDS)
             for key, what in (("auroc_energy", "energy"), ("auroc_step", "step")):
                 if measured is not None:
