@@ -19,9 +19,9 @@ from ebt_policy.errors import UserError
 
 COMMANDS = [
     "data info", "data get", "data convert", "collect", "train", "eval", "calibrate", "merge",
-    "export", "serve", "report", "bench objectives", "bench tasks", "bench recovery",
-    "bench shift", "bench uncertainty", "bench cost", "bench floor", "bench latency",
-    "bench train", "bench serve", "demo",
+    "export", "serve", "report", "bench objectives", "bench language", "bench tasks",
+    "bench recovery", "bench shift", "bench uncertainty", "bench cost", "bench floor",
+    "bench latency", "bench train", "bench serve", "demo",
 ]  # fmt: skip
 
 

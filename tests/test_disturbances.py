@@ -65,7 +65,7 @@ def test_a_nudge_is_of_its_size_and_of_the_first_action_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("planar/fork+nonsense", r"no disturbance 'nonsense'; there are drop, move, open and"),
+        ("planar/fork+nonsense", "no disturbance 'nonsense'; there are drop, move, open, p"),
         ("planar/fork+noise", r"write \+noise=NUMBER"),
         ("planar/fork+noise=nan", "nan is out of range"),
         ("planar/fork+mass=0", "0 is out of range"),

@@ -12,7 +12,7 @@ import ebt_policy
 ROOT = Path(ebt_policy.__file__).parent
 # The data's path; a layer may import from those before it.
 LAYERS = [
-    {"errors", "shapes", "config", "provenance"},
+    {"errors", "shapes", "config", "provenance", "hub"},
     {"demonstrations"},
     {"windows"},
     {"energy"},
@@ -75,13 +75,18 @@ from ebt_policy import PRESETS, Batch, PolicyConfig, StreamConfig, make_policy
 
 policy = make_policy(PolicyConfig(
     policy="ebt", action_dim=2, network=PRESETS["tiny"].network,
-    streams={"state": StreamConfig((3,)), "camera": StreamConfig((16, 20, 3), kind="image")},
+    streams={
+        "state": StreamConfig((3,)), "camera": StreamConfig((16, 20, 3), kind="image"),
+        "task": StreamConfig((256,), kind="text", encoder="hashed"),
+    },
 ))
 seen = {
-    "state": torch.zeros(4, 2, 3), "camera": torch.zeros(4, 2, 16, 20, 3, dtype=torch.uint8)
+    "state": torch.zeros(4, 2, 3), "camera": torch.zeros(4, 2, 16, 20, 3, dtype=torch.uint8),
+    "task": torch.zeros(4, 2, 256),
 }
 policy(Batch(seen, torch.zeros(4, 16, 2), torch.ones(4, 16) > 0)).backward()
-assert policy.predict_chunk(seen).actions.shape == (4, 8, 2)
+told = seen | {"task": [["open the drawer"] * 2] * 4}
+assert policy.predict_chunk(told).actions.shape == (4, 8, 2)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

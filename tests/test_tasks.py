@@ -114,7 +114,7 @@ def test_metaworld_shows_the_goal_and_records_clipped_actions() -> None:
 def test_unknown_tasks_and_impossible_collections_are_named() -> None:
     for name, message in [
         ("nothing", "--task nothing: unknown; there are planar/fork, pusht"),
-        ("metaworld/pick-plaice", "no such Meta-World task; there are assembly"),
+        ("metaworld/pick-plaice", "no such Meta-World task; there are puck, mt10"),
         ("gym:NoSuch-v0", "gymnasium cannot make it"),
         ("gym:CartPole-v1", "expected a 1-D Box"),
     ]:

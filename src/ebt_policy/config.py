@@ -22,7 +22,7 @@ EnergyForm = Literal["residual", "scalar"]
 ObjectiveName = Literal["basin", "equilibrium", "unrolled"]
 StepRule = Literal["fixed", "energy"]
 StartName = Literal["proposal", "noise"]
-StreamKind = Literal["numbers", "image"]
+StreamKind = Literal["numbers", "image", "text"]
 ImageEncoderName = Literal["conv", "resnet18", "pretrained"]
 
 
@@ -47,19 +47,24 @@ class StreamConfig:
 
     Attributes:
         shape: shape of one observation of this stream, without batch or time; (H, W, 3) of an
-            image, whose values are RGB in uint8.
+            image, whose values are RGB in uint8; (D,) of a sentence, once it is embedded.
         angles: indices (into the flattened stream) of angles in radians. Each is replaced
             by its sine and cosine, because an angle that wraps is not a number line.
         elements: indices (into the flattened stream) that the policy sees; None is all.
-        kind: numbers, or an image.
+        kind: numbers, an image, or a sentence.
+        encoder: of a sentence, see :mod:`ebt_policy.windows.sentences`: ``hashed``, or the hub
+            name or folder of a text encoder for the package ``transformers``.
     """
 
     shape: tuple[int, ...]
     angles: tuple[int, ...] = ()
     elements: tuple[int, ...] | None = None
     kind: StreamKind = "numbers"
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
+        if (self.encoder is not None) != (self.kind == "text"):
+            raise UserError(f"stream: encoder = {self.encoder}: a text, and no other, has one")
         if self.kind == "image":
             if not is_image(self.shape):
                 raise UserError(f"stream: shape {self.shape} is no image; expected (H, W, 3)")
@@ -75,8 +80,8 @@ class StreamConfig:
 
     @property
     def features(self) -> int:
-        """Number of features of a stream of numbers after the sine-cosine transform."""
-        assert self.kind == "numbers"
+        """Number of features of numbers (after the sine-cosine transform) or of a sentence."""
+        assert self.kind != "image"
         return len(self.seen) + len(self.angles)
 
 
@@ -197,10 +202,13 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(NetworkConfig(width=64, heads=4, encoder_blocks=2, action_blocks=3), 2e-3),
     "small": Preset(NetworkConfig(width=128, heads=4, encoder_blocks=2, action_blocks=4), 1e-3),
-    # The released low-dim template: 8.6 M parameters, attention dropout 0.3, 3e-5.
-    "paper": Preset(
-        NetworkConfig(width=256, heads=4, encoder_blocks=8, action_blocks=8, attention_dropout=0.3),
-        3e-5,
+    # The released low-dim template: 8.6 M parameters, 3e-5. Its attention dropout of 0.3 is left
+    # out: the descent does not stand it (docs/objectives.md).
+    "paper": Preset(NetworkConfig(width=256, heads=4, encoder_blocks=8, action_blocks=8), 3e-5),
+    # For images and language on GPUs (docs/scale.md): about 100 M parameters.
+    "large": Preset(
+        NetworkConfig(width=768, heads=12, encoder_blocks=3, action_blocks=7, feedforward_ratio=4),
+        1e-4,
     ),
 }
 
@@ -280,6 +288,9 @@ class DescentConfig:
             ``noise`` is N(0, I).
         starts: number of starts; the one with the lowest final energy is returned.
         warm_start: begin from what the previous chunk planned for the same control steps.
+        continuity: weight of 1/2 ||a - what was planned before||^2 beside the energy at the first
+            action that is to be executed, half as much at each later one: chunks asked for ahead
+            leave the plan that they replace within a few steps. The energy's curvature is about 1.
         normalise: bring each iterate to root mean square 1 before a step (released recipe).
     """
 
@@ -293,12 +304,13 @@ class DescentConfig:
     start: StartName = "proposal"
     starts: int = 1
     warm_start: bool = False
+    continuity: float = 0.0
     normalise: bool = False
 
     def __post_init__(self) -> None:
         _check(self, "steps starts", least=1)
         _check(self, "max_ms step_size", above=0)
-        _check(self, "momentum noise tolerance", least=0)
+        _check(self, "momentum noise tolerance continuity", least=0)
         alike = self.start == "proposal" and (self.noise == 0 or self.steps == 1)
         if self.starts > 1 and (alike or (self.warm_start and self.noise == 0)):
             raise UserError(
@@ -458,6 +470,8 @@ class TrainingConfig:
     beside each other get the same, and wall-clock time on an accelerator.
 
     Attributes:
+        weights: share of each data set of a mixture in the windows that are learned from; None is
+            by their numbers of windows.
         batch_size: of one optimiser step, all processes and parts together.
         accumulation: parts that a process cuts its share of a batch into, one after the other:
             less memory, the same step for a loss without random numbers; the width that ``basin``
@@ -471,6 +485,7 @@ class TrainingConfig:
 
     data: str
     filter_key: str | None = None
+    weights: tuple[float, ...] | None = None
     steps: int | None = None
     budget_seconds: float | None = None
     batch_size: int = 64

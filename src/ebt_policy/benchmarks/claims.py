@@ -29,6 +29,7 @@ NAMES = {
     "robosuite-NutAssemblySquare": "Square",
 }
 _MARGIN = 0.03  # how far below "not below" allows
+_DELAY, _KEPT = 200.0, 0.95  # ms, and what is left of the undelayed score
 _ALARM_MARGIN = 0.03  # how far from the stated rate the measured one may be
 _DIVERGING = 0.05
 _DISTURBED = {
@@ -53,6 +54,7 @@ class Found:
         self.objectives = Results(folder / objectives.STUDY.name)
         self.uncertainty = _files(folder, "uncertainty-*.json")
         self.alarms = _files(folder, "alarm-*.json")
+        self.delays = _files(folder, "delay-*.json")
         self.stability = _files(folder, "stability-*.json")
 
 
@@ -77,7 +79,7 @@ def render_claims(page: Path, folder: Path) -> None:
             "budgets": lambda: _budgets(found), "phases": lambda: _phases(found),
             "exposure": lambda: _exposure(found), "growth": lambda: _growth(found),
             "divergence": lambda: _divergence(found), "scale": lambda: _scale(found),
-            "embodiments": lambda: _embodiments(found),
+            "embodiments": lambda: _embodiments(found), "delay": lambda: _delay(found),
         },
     )  # fmt: skip
 
@@ -151,6 +153,7 @@ def _claims(found: Found) -> str:
             rows += _recovery_claims(found.studies["recovery"], slug, name, disturbance, command)
     rows += _compute_claims(found.studies["compute"])
     rows += _stability_claims(found)
+    rows += _delay_claims(found)
     for file, measured in found.uncertainty.items():
         signals, where = measured["signals"], measured["task"]
         command = f"`bench uncertainty … --task {where} --json results/{file}`"
@@ -571,3 +574,59 @@ def _embodiments(found: Found) -> str:
                     interval(values), _size(values),
                 ])  # fmt: skip
     return markdown(["task", "method", "acts by", "steps", "success [95%]", "seeds × starts"], rows)
+
+
+def _chunking(measured: dict[str, Any]) -> str:
+    """How the chunks of a measurement of delay fit together, in a few words."""
+    ways = ["frozen prefix" if measured["prefix_share"] else "plain"]
+    for setting in measured["settings"]:
+        name, value = setting.removeprefix("descent.").split("=")
+        ways.append("warm start" if name == "warm_start" else f"{name} {value}")
+    return ", ".join(ways)
+
+
+def _delay(found: Found) -> str:
+    rows = [
+        [
+            measured["task"], _chunking(measured), f"{row['delay_ms']:g}",
+            _bracketed(row["success"], *row["success_ci95"]),
+            _bracketed(row["score"], *row["score_ci95"]),
+            f"{row['seam_jerk']:.3g}", f"{row['inner_jerk']:.3g}",
+            f"{100 * row['held']:.1f} %", f"{len(row['scores'])}",
+        ]
+        for measured in found.delays.values()
+        for row in measured["rows"]
+    ]  # fmt: skip
+    head = ["task", "chunks", "delay, ms", "success [95%]", "score [95%]"]
+    return markdown([*head, "jerk, seams", "jerk, elsewhere", "held", "episodes"], rows)
+
+
+def _delay_claims(found: Found) -> list[list[str]]:
+    """Of every frozen prefix, with what plain chunking does on its task beside it."""
+    claims = []
+    for file, ours in found.delays.items():
+        if not ours["prefix_share"]:
+            continue
+        plain = next(
+            other
+            for other in found.delays.values()
+            if other["task"] == ours["task"] and _chunking(other) == "plain"
+        )
+        by_delay = [{row["delay_ms"]: row for row in one["rows"]} for one in (ours, plain)]
+        where = f"{ours['task']}, {_chunking(ours)}, {_DELAY:g} ms"
+        command = f"`bench delay … --json results/{file}`"
+        undelayed, delayed = (np.array(by_delay[0][ms]["scores"])[None] for ms in (0, _DELAY))
+        low, high = bootstrap_crossed(delayed - _KEPT * undelayed, are_differences=True)
+        kept = [by_delay[i][_DELAY]["score"] / by_delay[i][0]["score"] for i in (0, 1)]
+        claims.append([
+            f"keeps {_KEPT:g} of the undelayed score: {where}", command,
+            f"{kept[0]:.3f} against {kept[1]:.3f} of plain chunking, 1 × {delayed.shape[1]}",
+            _of(delayed, _verdict(low, high, 0.0)),
+        ])  # fmt: skip
+        jerks = [by_delay[i][_DELAY]["seam_jerk"] for i in (0, 1)]
+        claims.append([
+            f"the jerk where chunks begin is at most half of plain chunking's: {where}", command,
+            f"{jerks[0]:.3g} against {jerks[1]:.3g}",
+            _of(delayed, "holds" if jerks[0] <= 0.5 * jerks[1] else "does not hold"),
+        ])  # fmt: skip
+    return claims

@@ -24,20 +24,23 @@ from ebt_policy.benchmarks.study import (
     EVALUATION_SEED,
     LANDSCAPE,
     QUALITY,
+    WORDS,
     Act,
     Cell,
     Study,
 )
 from ebt_policy.config import PolicyConfig, StreamConfig, TrainingConfig, from_json, override
+from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.action_error import action_errors, chunk_starts, unseen_windows
 from ebt_policy.evaluation.calibration import training_windows
-from ebt_policy.evaluation.energy_quality import energy_quality
+from ebt_policy.evaluation.energy_quality import energy_quality, sentence_quality
 from ebt_policy.evaluation.rollout import Rollout, evaluate
 from ebt_policy.policies import make_policy
 from ebt_policy.policies.base import Policy
 from ebt_policy.policies.files import CONFIG_FILE, WEIGHTS_FILE, load_policy
 from ebt_policy.provenance import provenance
+from ebt_policy.tasks.metaworld_sentences import meaning
 from ebt_policy.training.files import TRAINING_FILE, read_summary
 from ebt_policy.windows.windows import Windows
 
@@ -92,7 +95,7 @@ def training_steps(cell: Cell, folder: Path) -> int:
             f"{folder}' measures what a step of each method costs, on a machine that does nothing "
             "else"
         )
-    cost = json.loads(path.read_text())["methods"][cell.method.name]
+    cost = json.loads(path.read_text())["methods"][cell.method.cost or cell.method.name]
     return round(1e3 * cell.share * cell.task.budget / cost["ms"])
 
 
@@ -159,7 +162,8 @@ def run_cells(
     print(f"{len(chosen)} cells, {len(chosen) - len(waiting)} have their results", flush=True)
     for cell in waiting:  # not by two cells at once
         demonstrations_file(cell, work, pusht)
-        if any(act.name == QUALITY or act.validates for act in missing_acts(cell, results)):
+        missing = missing_acts(cell, results)
+        if any(act.name in (QUALITY, WORDS) or act.validates for act in missing):
             held_out_file(cell, work)
     failed: list[str] = []
 
@@ -238,6 +242,8 @@ def _run_cell(cell: Cell, run: Path, work: Path, results: Path, pusht: Path) -> 
     for act in missing_acts(cell, results):
         if act.name == QUALITY:
             measured = _quality(run, data, held_out_file(cell, work))
+        elif act.name == WORDS:
+            measured = _words(run, data, held_out_file(cell, work))
         elif act.name == LANDSCAPE:
             measured = fork_landscape(run)
         else:
@@ -392,6 +398,14 @@ def _quality(run: Path, data: Path, other: Path | None) -> dict[str, Any]:
         which, held_out, trained, QUALITY_OBSERVATIONS, seed=0
     )
     return {"quality": measure(policy), "untrained": measure(untrained)}
+
+
+def _words(run: Path, data: Path, other: Path | None) -> dict[str, Any]:
+    """The energy of the right sentence against those of other tasks, on held-out episodes."""
+    policy = load_policy(run)
+    _, held_out = _windows(policy, run, data, other)
+    meanings = [meaning(sentence) for sentence in open_demonstrations(str(other or data)).tasks]
+    return {"words": sentence_quality(policy, held_out, meanings, QUALITY_OBSERVATIONS, seed=0)}
 
 
 def _multiply_adds(run: Path, data: Path) -> int:

@@ -18,6 +18,7 @@ from ebt_policy.errors import UserError
 EVALUATION_SEED = 100_000
 QUALITY = "energy quality"
 LANDSCAPE = "landscape"  # of the fork, once
+WORDS = "energy of words"
 GIVEN_DEMONSTRATIONS = 206  # of PushT, the one task whose data are given
 
 
@@ -46,7 +47,7 @@ class Act:
     @property
     def is_rollout(self) -> bool:
         """Whether episodes are run, and not something else measured."""
-        return self.name not in (QUALITY, LANDSCAPE)
+        return self.name not in (QUALITY, LANDSCAPE, WORDS)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Method:
             steps of a descent are unrolled in training, compiling takes longer than it saves.
         acts: how it is evaluated.
         episodes: most evaluation starts, where it acts so slowly that a task's would take hours.
+        observes: the observation keys, as ``train --obs`` takes them; empty for the data's own.
+        cost: the method whose training step costs as much, where that is another one.
     """
 
     name: str
@@ -69,16 +72,19 @@ class Method:
     batch_size: int = 64
     compile: bool = True
     episodes: int | None = None
+    observes: str = ""
+    cost: str = ""
 
     @property
     def options(self) -> list[str]:
         """The options of ``train``."""
         objective = ["--objective", self.objective] if self.policy == "ebt" else []
         compiled = ["--compile"] if self.compile else []
+        observed = ["--obs", self.observes] if self.observes else []
         chosen = [part for setting in self.settings for part in ("--set", setting)]
         return [
             "--policy", self.policy, "--batch-size", str(self.batch_size),
-            *compiled, *objective, *chosen,
+            *compiled, *objective, *observed, *chosen,
         ]  # fmt: skip
 
 

@@ -11,11 +11,14 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ebt_policy import config as settings
 from ebt_policy.config import PRESETS, PolicyConfig, ServerConfig, TrainingConfig
 from ebt_policy.errors import UserError
+
+if TYPE_CHECKING:
+    from ebt_policy.demonstrations import Demonstrations
 
 # The extra that brings a library which a command needs.
 EXTRAS = {
@@ -133,7 +136,14 @@ def build_parser() -> argparse.ArgumentParser:
         "ebt-policy train --data data/pick-place.hdf5 --policy ebt --preset tiny --budget 3m "
         "--out runs/pick-place",
     )  # fmt: skip
-    train.add_argument("--data", metavar="PATH", required=True, help="demonstrations")
+    train.add_argument(
+        "--data", metavar="PATH", action="append", required=True,
+        help="demonstrations; given again, one policy learns from all of them",
+    )  # fmt: skip
+    train.add_argument(
+        "--weights", metavar="W,W", type=_weights,
+        help="share of every --data in what is learned from (default: by their numbers of steps)",
+    )  # fmt: skip
     train.add_argument("--filter", metavar="KEY", help="robomimic filter key, e.g. train")
     train.add_argument(
         "--policy", choices=list(typing.get_args(settings.PolicyName)), default="ebt",
@@ -147,7 +157,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--obs", metavar="KEYS",
         help="observation keys, comma-separated, images among them; KEY:angles=I+J marks angles in "
-        "radians, KEY:elements=I+J leaves out all others",
+        "radians, KEY:elements=I+J leaves out all others; task is the sentence of what is done, "
+        "hashed, task:encoder=NAME read by a text encoder of transformers (hub name or folder)",
     )  # fmt: skip
     train.add_argument(
         "--encoder", metavar="NAME",
@@ -343,6 +354,11 @@ def build_parser() -> argparse.ArgumentParser:
     _study(
         studies, "embodiments", "the same task with other arms",
         "ebt-policy bench embodiments --only 'robosuite-Lift-UR5e/*'",
+    )  # fmt: skip
+
+    _study(
+        studies, "language", "many tasks by one policy that is told what to do, and by what words",
+        "ebt-policy bench language --only 'metaworld-mt10/*/basin/0'",
     )  # fmt: skip
 
     doubt = _command(
@@ -552,6 +568,17 @@ def _not_negative(text: str) -> float:
     return value
 
 
+def _weights(text: str) -> tuple[float, ...]:
+    """The type of an option that is a list of shares."""
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        weights = ()
+    if not weights or not all(0 < weight < math.inf for weight in weights):
+        raise argparse.ArgumentTypeError(f"{text}: write numbers above 0, e.g. 2,1")
+    return weights
+
+
 def parse_duration(text: str) -> float:
     """Seconds of ``90s``, ``30m``, ``1.5h``.
 
@@ -624,6 +651,7 @@ def _collect(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from ebt_policy.demonstrations import open_demonstrations
+    from ebt_policy.demonstrations.mixture import MixedDemonstrations
     from ebt_policy.energy.vision import make_vision
     from ebt_policy.training.trainer import train
     from ebt_policy.windows.windows import choose_streams
@@ -636,7 +664,10 @@ def _train(options: argparse.Namespace) -> None:
             raise UserError(f"--set {text}: use {_OWN_OPTION[top]}")
         if top == "action_dim":
             raise UserError(f"--set {text}: the demonstrations decide the action dimension")
-    demonstrations = open_demonstrations(options.data, options.filter)
+    parts = [open_demonstrations(path, options.filter) for path in options.data]
+    demonstrations = parts[0] if len(parts) == 1 else MixedDemonstrations(parts)
+    if options.weights is not None and not len(options.weights) == len(parts) > 1:
+        raise UserError(f"--weights: {len(options.weights)} of them for {len(parts)} --data")
     preset = PRESETS[options.preset]
     policy_config = PolicyConfig.of_preset(
         options.preset,
@@ -659,6 +690,7 @@ def _train(options: argparse.Namespace) -> None:
         budget_seconds=None if options.budget is None else parse_duration(options.budget),
         batch_size=options.batch_size,
         filter_key=options.filter,
+        weights=options.weights,
         learning_rate=(
             preset.learning_rate if options.learning_rate is None else options.learning_rate
         ),
@@ -677,9 +709,26 @@ def _train(options: argparse.Namespace) -> None:
             f"{demonstrations.path.name}: {demonstrations.episodes} episodes, "
             f"{demonstrations.steps} steps; observing {', '.join(policy_config.streams)}"
         )
+        _print_sentences(demonstrations, policy_config)
     train(demonstrations, policy_config, training_config, Path(options.out), options.resume)
     if speaks:
         print(f"{options.out}: done; next: ebt-policy eval {options.out} --task …")
+
+
+def _print_sentences(demonstrations: Demonstrations, config: PolicyConfig) -> None:
+    """What is good to know of the data's sentences before a policy is trained on them."""
+    from ebt_policy.demonstrations.base import TASK
+    from ebt_policy.windows.sentences import HASHED
+
+    encoders = [s.encoder for s in config.streams.values() if s.encoder is not None]
+    count = len(demonstrations.tasks)
+    for encoder in encoders:
+        hashed = "hashed: by the words they share; no pretrained encoder that knows their meaning"
+        print(f"{count} sentences, {hashed if encoder == HASHED else f'read by {encoder}'}")
+    if count > 1 and not encoders:
+        print(
+            f"the data say what is done, in {count} sentences; a policy sees them by --obs {TASK}"
+        )
 
 
 def _eval(options: argparse.Namespace) -> None:
@@ -752,6 +801,9 @@ def _print_result(result: dict[str, Any]) -> None:
         f"{result['score_ci95'][1]:.3f}], {result['descent_steps_mean']:.1f} steps per chunk, "
         f"{latency['p50']:.1f} ms p50, {latency['p95']:.1f} ms p95, {result['episodes']} episodes"
     )
+    for task, found in result.get("per_task", {}).items():
+        low, high = found["success_ci95"]
+        print(f"{task:<24}{found['success_rate']:.3f} [{low:.3f}, {high:.3f}]")
     for which, found in result.get("alarms", {}).items():
         low, high = found["ci95"]
         print(
@@ -843,17 +895,20 @@ def _pull(options: argparse.Namespace) -> None:
 
 
 def _bench_study(options: argparse.Namespace) -> None:
-    from ebt_policy.benchmarks import manipulation, objectives
+    from ebt_policy.benchmarks import language, manipulation, objectives
     from ebt_policy.benchmarks.claims import render_claims
     from ebt_policy.benchmarks.pages import render
     from ebt_policy.benchmarks.runner import missing_acts, run_cell, run_cells
 
-    study = {"objectives": objectives.STUDY, **manipulation.STUDIES}[options.study]
+    studies = (objectives.STUDY, *manipulation.STUDIES.values(), language.STUDY)
+    study = next(study for study in studies if study.name == options.study)
     work = Path(options.work or f"runs/{study.work or study.name}")
     results = Path(options.results or f"results/{study.name}")
     pusht, chosen = Path(options.pusht), study.cells(options.only)
     if options.render and study is objectives.STUDY:
         render(Path(options.render), results)
+    elif options.render and study is language.STUDY:
+        language.render_language(Path(options.render), results)
     elif options.render:
         render_claims(Path(options.render), results.parent)
     elif options.list:

@@ -22,6 +22,10 @@ CONSTANT_RANGE = 1e-5
 OUTCOME_PREFIX = "next."
 
 
+# What observations and policies call the sentence of what is to be done (LeRobot's name for it).
+TASK = "task"
+
+
 @dataclass(frozen=True)
 class KeyInfo:
     """Shape of one time step of a key (without time), and its element type."""

@@ -1,4 +1,7 @@
-"""robomimic's HDF5: ``data/demo_<i>/{obs/<key>, actions, ...}``, read and written."""
+"""robomimic's HDF5: ``data/demo_<i>/{obs/<key>, actions, ...}``, read and written.
+
+An episode's sentence is ``lang`` in the JSON of its attribute ``ep_meta``, as in robocasa's files.
+"""
 
 from __future__ import annotations
 
@@ -126,6 +129,12 @@ class RobomimicDemonstrations(Demonstrations):
             }
         )
         lengths = np.diff(self.episode_ends, prepend=0).tolist()
+        sentences = [json.loads(data[demo].attrs.get("ep_meta", "{}")) for demo in self._names]
+        sentences = [meta.get("lang") for meta in sentences]
+        if all(isinstance(sentence, str) for sentence in sentences):
+            self.tasks = list(dict.fromkeys(sentences))
+            row = [self.tasks.index(sentence) for sentence in sentences]
+            self.task_of_step = np.repeat(row, lengths)
         for key, name in OUTCOMES.items():
             found = [getattr(data[demo].get(name), "shape", None) for demo in self._names]
             whole = found == [(length,) for length in lengths]
@@ -181,6 +190,7 @@ class Episode:
         rewards: (n,).
         success: whether the task succeeded.
         seed: of the start.
+        sentence: that says what was to be done, if there is one.
     """
 
     observations: dict[str, np.ndarray]
@@ -188,6 +198,7 @@ class Episode:
     rewards: np.ndarray
     success: bool
     seed: int
+    sentence: str | None = None
 
 
 def write_robomimic(
@@ -222,6 +233,8 @@ def write_robomimic(
                     demo.create_dataset(f"obs/{key}", data=values)
                 demo.attrs["seed"] = episode.seed
                 demo.attrs["success"] = episode.success
+                if episode.sentence is not None:
+                    demo.attrs["ep_meta"] = json.dumps({"lang": episode.sentence})
                 total += length
             _describe(data, total, environment, settings)
         partial.replace(path)

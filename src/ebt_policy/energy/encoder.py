@@ -14,8 +14,8 @@ from ebt_policy.shapes import Float
 class ObservationEncoder(nn.Module):
     """Per-step features, learned positions, causal self-attention (``method`` as released).
 
-    A token is the sum of one linear map per number stream, which is the linear map of their
-    concatenation, and of one term per camera.
+    A token is the sum of one linear map per stream of numbers and per sentence, which is the linear
+    map of their concatenation, and of one term per camera.
 
     Args:
         config: of the policy.

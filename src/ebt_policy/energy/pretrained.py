@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from ebt_policy.config import VisionConfig
 from ebt_policy.errors import UserError
+from ebt_policy.hub import reading
 from ebt_policy.shapes import Float
 
 
@@ -33,7 +33,7 @@ def read_architecture(source: str) -> dict[str, Any]:
     """
     from transformers import AutoConfig
 
-    with _named(source):
+    with _reading(source):
         config: Any = AutoConfig.from_pretrained(source)
     config = getattr(config, "vision_config", config)  # SigLIP: without its half for words
     if hasattr(config, "vision_use_head"):
@@ -47,21 +47,8 @@ def read_architecture(source: str) -> dict[str, Any]:
     return architecture
 
 
-@contextlib.contextmanager
-def _named(source: str) -> Iterator[None]:
-    """Turn what the package raises for a missing or damaged model into one line, silently."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    try:
-        yield
-    except Exception as error:  # the hub's, the file system's, the file format's
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"--encoder {source}: cannot be loaded, neither conv, resnet18 nor a model of "
-            f"transformers ({reason[0]})"
-        ) from error
+def _reading(source: str) -> AbstractContextManager[None]:
+    return reading(f"--encoder {source}", "neither conv, resnet18 nor a model of transformers")
 
 
 class PretrainedBackbone(nn.Module):
@@ -111,7 +98,7 @@ class PretrainedBackbone(nn.Module):
         """
         from transformers.image_processing_base import ImageProcessingMixin
 
-        with _named(self.source):
+        with _reading(self.source):
             loaded, found = type(self.model).from_pretrained(
                 self.source, config=self.model.config, output_loading_info=True
             )

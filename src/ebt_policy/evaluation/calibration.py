@@ -153,12 +153,9 @@ def calibrate(
 
 def window_scores(policy: Policy, alarm: Alarm, windows: list[dict[str, np.ndarray]]) -> np.ndarray:
     """The alarm's score of each observation window of an episode."""
-    streams = {
-        name: torch.from_numpy(np.stack([window[name] for window in windows]))
-        for name in policy.stream_names
-    }
+    streams = {name: np.stack([window[name] for window in windows]) for name in policy.stream_names}
     with torch.no_grad():
-        return alarm.score(policy.normalise_observation(streams))
+        return alarm.score(policy.normalise_observation(policy.raw_windows(streams)))
 
 
 def _of_task(

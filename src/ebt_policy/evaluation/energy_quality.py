@@ -5,20 +5,27 @@
   shifted to begin with the same action: other ways to go on from almost here.
 * ``spearman_white``, ``spearman_smooth``: rank correlation between energy and distance from the
   demonstrated chunk, over perturbations of standard deviation 0.02 to 1.
+
+And between sentences, for a policy that is told what to do (:func:`sentence_quality`): how often
+the demonstrated chunk has a lower energy, or is moved less by a descent step, under its own
+sentence than under another task's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ebt_policy.energy.model import EnergyModel
+from ebt_policy.energy.model import EnergyModel, energy_and_gradient
 from ebt_policy.errors import UserError
 from ebt_policy.objectives.noise import smooth
 from ebt_policy.policies.base import Policy
+from ebt_policy.shapes import Float
+from ebt_policy.windows.sentences import words
 from ebt_policy.windows.windows import Windows
 
 RANDOM_CHUNKS, NEAR_CHUNKS = 100, 20
@@ -47,12 +54,8 @@ def energy_quality(
     assert isinstance(model, EnergyModel)
     generator = torch.Generator().manual_seed(seed)
     normalise = policy.action_normaliser.normalise
-    every = held_out.gather(torch.arange(len(held_out)))
     first = policy.config.windows.observation_steps - 1  # what came before an episode is padding
-    whole = every.valid[:, first:].all(1).nonzero().flatten()
-    if len(whole) == 0:
-        raise UserError("energy quality: no held-out window without padding")
-    chosen = whole[torch.linspace(0, len(whole) - 1, min(count, len(whole))).round().long()]
+    chosen = _some_whole(held_out, first, count)
     batch = held_out.gather(chosen)
     known = training.gather(torch.arange(len(training)))
     known_features = _flat(policy.normalise_observation(known.observations))
@@ -85,13 +88,114 @@ def energy_quality(
                 away = moved.square().mean((1, 2))
                 found = energies(demonstrated + moved)
                 measures[f"spearman_{name}"].append(_spearman(found.numpy(), away.numpy()))
-    result: dict[str, Any] = {"observations": len(chunks)}
-    _, episode = np.unique(held_out.first[chosen].numpy(), return_inverse=True)
+    return {"observations": len(chunks), **_means(measures, held_out.first[chosen], seed)}
+
+
+def sentence_quality(
+    policy: Policy, held_out: Windows, meanings: Sequence[str], count: int, seed: int
+) -> dict[str, Any]:
+    """Area under the ROC curve of the own sentence against all those of other meanings.
+
+    Means and 95% intervals, bootstrapped over episodes, of
+
+    * ``auroc_energy``: by E itself, whose zero may be another one under every sentence;
+    * ``auroc_step``: by the length of dE/da, which has no such offset: the own sentence is the one
+      under which a step moves the demonstrated chunk least;
+
+    and both by meaning.
+
+    Args:
+        policy: with an ``energy``, and one text stream.
+        held_out: windows the policy was not trained on.
+        meanings: what each sentence of the held-out windows means, for instance its task.
+        count: how many windows, spread evenly.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: there are no held-out windows without padding.
+    """
+    model = policy.energy
+    assert isinstance(model, EnergyModel)
+    (stream,) = held_out.sentences
+    rows, every = held_out.observations[stream], np.array(meanings)
+    chosen = _some_whole(held_out, policy.config.windows.observation_steps - 1, count)
+    batch = held_out.gather(chosen)
+    chunks = policy.action_normaliser.normalise(batch.actions)
+    told = rows[held_out.steps[chosen]].tolist()
+    measures: dict[str, list[float]] = {"auroc_energy": [], "auroc_step": []}
+    for i, row in enumerate(told):
+        shown = [row, *np.flatnonzero(every != every[row])]
+        window = {n: v[i : i + 1].expand(len(shown), *v.shape[1:]).clone()
+                  for n, v in batch.observations.items()}  # fmt: skip
+        window[stream][:] = held_out.sentences[stream][shown][:, None]
+        with torch.no_grad():
+            memory = model.remember(policy.normalise_observation(window))
+            energy, gradient = energy_and_gradient(
+                model.given(memory), chunks[i : i + 1].expand(len(shown), -1, -1)
+            )
+        for name, values in zip(measures, (energy, gradient.square().sum((1, 2))), strict=True):
+            measures[name].append(_above(values[1:], values[:1]))
+    result = {"observations": len(chunks), **_means(measures, held_out.first[chosen], seed)}
+    of_window = every[told]
+    result["by_meaning"] = {
+        meaning: {
+            name: round(float(np.mean(np.array(values)[of_window == meaning])), 4)
+            for name, values in measures.items()
+        }
+        for meaning in np.unique(of_window).tolist()
+    }
+    return result
+
+
+def word_saliency(
+    policy: Policy, windows: Mapping[str, np.ndarray], stream: str
+) -> tuple[list[str], Float[np.ndarray, "b words"]]:
+    """How much each word matters to the chunk: what a step would change without it.
+
+    The policy's own chunk for each window, under its sentence with one word left out, is moved by
+    a descent step; this is how far (root mean square of normalised actions), beyond how far a step
+    moves it under the whole sentence.
+
+    Args:
+        policy: with an ``energy``.
+        windows: each stream (b, To, *shape), raw; all of one sentence of two words or more.
+        stream: of the sentence.
+    """
+    model = policy.energy
+    assert isinstance(model, EnergyModel)
+    said = words(str(windows[stream].flat[0]))
+    shorter = [said[:i] + said[i + 1 :] for i in range(len(said))]
+    generators = [torch.Generator().manual_seed(0) for _ in windows[stream]]
+    plan = torch.from_numpy(policy.predict_chunk(windows, generators).plan)
+    chunks = policy.action_normaliser.normalise(plan)
+    moved = []
+    with torch.no_grad():
+        for left in (said, *shorter):
+            told = {**windows, stream: np.full(windows[stream].shape, " ".join(left))}
+            memory = model.remember(policy.normalise_observation(policy.raw_windows(told)))
+            _, gradient = energy_and_gradient(model.given(memory), chunks)
+            moved.append(gradient.square().mean((1, 2)).sqrt().numpy())
+    return said, np.stack(moved[1:], 1) - moved[0][:, None]
+
+
+def _some_whole(held_out: Windows, first: int, count: int) -> Tensor:
+    """Indices of windows without padding from action ``first`` on, spread evenly."""
+    every = held_out.gather(torch.arange(len(held_out)))
+    whole = every.valid[:, first:].all(1).nonzero().flatten()
+    if len(whole) == 0:
+        raise UserError("energy quality: no held-out window without padding")
+    return whole[torch.linspace(0, len(whole) - 1, min(count, len(whole))).round().long()]
+
+
+def _means(measures: dict[str, list[float]], first: Tensor, seed: int) -> dict[str, Any]:
+    """Means with intervals bootstrapped over episodes, which are told apart by their first step."""
+    _, episode = np.unique(first.numpy(), return_inverse=True)
     sizes = np.bincount(episode)
-    draws_of = np.random.default_rng(seed).integers(len(sizes), size=(4_000, len(sizes)))
+    draws = np.random.default_rng(seed).integers(len(sizes), size=(4_000, len(sizes)))
+    result = {}
     for name, values in measures.items():
         sums = np.bincount(episode, weights=values)
-        means = sums[draws_of].sum(1) / sizes[draws_of].sum(1)
+        means = sums[draws].sum(1) / sizes[draws].sum(1)
         low, high = np.percentile(means, [2.5, 97.5])
         result[name] = [round(float(x), 4) for x in (np.mean(values), low, high)]
     return result

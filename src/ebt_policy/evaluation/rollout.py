@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ebt_policy.demonstrations.base import TASK
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
 from ebt_policy.evaluation.video import VideoWriter
@@ -375,12 +376,12 @@ def _to_json(values: np.ndarray) -> Any:
 
 
 def observed(moment: dict[str, Any], stream: str) -> np.ndarray:
-    """A stream of a moment in a result, as the policy was given it: (To, *shape)."""
+    """A stream of a moment in a result, as the policy was given it: (To, *shape), or text (To,)."""
     values = moment["observation"][stream]
     if isinstance(values, dict):
         raw = zlib.decompress(base64.b64decode(values["uint8"]))
         return np.frombuffer(raw, np.uint8).reshape(values["shape"])
-    return np.array(values, np.float32)
+    return np.array(values, None if isinstance(values[0], str) else np.float32)
 
 
 def _of_policy(policy: Policy, rollout: Rollout) -> dict[str, Any]:
@@ -414,6 +415,13 @@ def of_records(records: list[dict[str, Any]], task: Task) -> dict[str, Any]:
     scores = [record["score"] for record in records]
     steps = [taken for record in records for taken in record["descent_steps"]]
     of_task = task.summarise([r["facts"] for r in records]) if task.summarise else {}
+    per_task = {}
+    for name in sorted({record["facts"][TASK] for record in records if TASK in record["facts"]}):
+        own = [record["success"] for record in records if record["facts"].get(TASK) == name]
+        per_task[name] = {
+            "episodes": len(own), "success_rate": sum(own) / len(own),
+            "success_ci95": list(wilson(sum(own), len(own))),
+        }  # fmt: skip
     alarms = {}
     for name, success in (("of_successes", True), ("of_failures", False)):
         given = [r["alarm"] for r in records if r["success"] == success and r["alarm"] is not None]
@@ -429,6 +437,7 @@ def of_records(records: list[dict[str, Any]], task: Task) -> dict[str, Any]:
         "score_mean": float(np.mean(scores)),
         "score_ci95": list(bootstrap_mean(scores)),
         "descent_steps_mean": float(np.mean(steps)),
+        **({"per_task": per_task} if per_task else {}),
         **of_task,
         **({"alarms": alarms} if alarms else {}),
         "seeds": [record["seed"] for record in records],

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MethodType
+from types import MappingProxyType, MethodType
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +26,7 @@ from ebt_policy.shapes import Bool, Float, Int, Shaped
 from ebt_policy.windows.batch import Batch
 from ebt_policy.windows.images import ImageNormaliser, to_uint8
 from ebt_policy.windows.normaliser import Normaliser
+from ebt_policy.windows.sentences import embed_all
 
 _FIT_STEPS = 2**16  # looked at at once
 
@@ -169,6 +170,7 @@ class Policy(nn.Module):
         actions: Float[np.ndarray, "n a"],
         steps: Int[np.ndarray, k],
         source: str,
+        sentences: Mapping[str, Float[np.ndarray, "s d"]] = MappingProxyType({}),
     ) -> None:
         """Take the ranges of every number stream and of the actions from all training steps.
 
@@ -177,6 +179,7 @@ class Policy(nn.Module):
             actions: likewise.
             steps: which of them to look at.
             source: where they are from, for messages.
+            sentences: of each text stream the vectors, whose ranges are taken instead.
 
         Raises:
             UserError: a value is NaN or infinite.
@@ -184,6 +187,9 @@ class Policy(nn.Module):
         parts = np.array_split(steps, math.ceil(len(steps) / _FIT_STEPS))
         for name, normaliser in self._named_normalisers():
             if isinstance(normaliser, ImageNormaliser):
+                continue
+            if name in sentences:
+                normaliser.fit([sentences[name]], f"{source}: sentences")
                 continue
             values = (torch.from_numpy(streams[name][part].astype(np.float32)) for part in parts)
             features = (self._features(name, part).numpy() for part in values)
@@ -203,6 +209,8 @@ class Policy(nn.Module):
 
     def normalise_observation(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raw streams (b, To, *shape) to what the network sees, all of it about in [-1, 1].
+
+        A sentence is raw as its vector; :meth:`raw_windows` takes text.
 
         Returns:
             Features (b, To, features) of numbers, pictures (b, To, 3, h, w) of images.
@@ -233,7 +241,7 @@ class Policy(nn.Module):
     def window_features(self) -> int:
         """Numbers of a whole observation window, after the sine-cosine transform; no images."""
         streams = self.config.streams.values()
-        each = sum(stream.features for stream in streams if stream.kind == "numbers")
+        each = sum(stream.features for stream in streams if stream.kind != "image")
         return self.config.windows.observation_steps * each
 
     def zero_chunk(self, memory: Memory) -> Float[Tensor, "b t a"]:
@@ -265,7 +273,8 @@ class Policy(nn.Module):
             chunk         |-- Ta = 8 --||-- Ta = 8 --
 
         Args:
-            observation: each stream of the policy, without batch or time; more is ignored.
+            observation: each stream of the policy, without batch or time; a sentence is a str;
+                more is ignored.
             generator: for noisy starts; the global one if None.
 
         Returns:
@@ -311,7 +320,8 @@ class Policy(nn.Module):
             actions                                      |----------------------|
 
         Args:
-            observations: each stream (b, To, *shape), arrays or tensors, raw units.
+            observations: each stream (b, To, *shape), arrays or tensors, raw units; of sentences
+                an array of text (b, To), or their vectors.
             generators: one per sample, for noisy starts and samplers; None: the global one.
             previous: what was planned before for the same control steps (:func:`moved_on`), for a
                 warm start.
@@ -336,11 +346,7 @@ class Policy(nn.Module):
                 torch.no_grad(),
                 torch.autocast(device.type, enabled=False),
             ):
-                window = (None, self.config.windows.observation_steps)
-                raw = {
-                    name: torch.tensor(self._checked(name, observations, window), device=device)
-                    for name in self.stream_names
-                }
+                raw = self.raw_windows(observations)
                 if {len(values) for values in raw.values()} == {0}:
                     raise UserError("the batch of observations is empty")
                 if len({len(values) for values in raw.values()}) != 1:
@@ -400,15 +406,31 @@ class Policy(nn.Module):
             torch.tensor(actions, device=device, dtype=torch.float32)
         )
 
+    def raw_windows(self, observations: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The policy's streams of a batch of windows, checked, on the policy's device.
+
+        Args:
+            observations: as :meth:`predict_chunk` takes them.
+
+        Raises:
+            UserError: as :meth:`check_observation`.
+        """
+        window = (None, self.config.windows.observation_steps)
+        device = self.action_normaliser.centre.device
+        return {
+            name: torch.tensor(self._checked(name, observations, window), device=device)
+            for name in self.stream_names
+        }
+
     def check_observation(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The policy's streams of one observation, without batch or time.
 
         Returns:
-            Numbers as float32, images as uint8.
+            Numbers and the vectors of sentences as float32, images as uint8.
 
         Raises:
             UserError: a stream is missing, has another shape, is not finite, or is an image of
-                other values than whole numbers from 0 to 255.
+                other values than whole numbers from 0 to 255; a sentence is empty or too long.
         """
         return {name: self._checked(name, observation, ()) for name in self.stream_names}
 
@@ -425,6 +447,9 @@ class Policy(nn.Module):
         if isinstance(value, Tensor):
             value = value.detach().cpu()
             value = (value.float() if value.is_floating_point() else value).numpy()
+        encoder = self.config.streams[name].encoder
+        if encoder is not None and np.asarray(value).dtype.kind not in "fiu":
+            value = embed_all(np.asarray(value), encoder)
         is_image = name in self.config.cameras
         array = np.asarray(value, dtype=None if is_image else np.float32)
         expected = (*leading, *self.config.streams[name].shape)

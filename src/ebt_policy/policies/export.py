@@ -60,7 +60,8 @@ def export_onnx(policy: Policy, path: Path) -> dict[str, Any]:
     """Write a policy as ONNX and check the file against the policy in onnxruntime.
 
     Inputs are the observation windows (1, To, *shape) under the streams' names, uint8 of images
-    and float32 of numbers, and ``draw_0`` …;
+    and float32 of numbers and of sentences' vectors (:func:`windows.sentences.embed`), and
+    ``draw_0`` …;
     outputs ``actions`` (1, Ta, A), ``plan`` (1, T, A) and, for an energy policy, ``energy`` (1,).
 
     Args:
@@ -200,6 +201,7 @@ def check_exportable(config: PolicyConfig) -> None:
             ("tolerance", descent.tolerance, 0.0),
             ("max_ms", descent.max_ms, None),
             ("warm_start", descent.warm_start, False),
+            ("continuity", descent.continuity, 0.0),
         ):
             if value != fixed:
                 raise UserError(

@@ -178,6 +178,29 @@ def descent_in_action_space(path: list[np.ndarray], first: int, executed: slice)
     return figure
 
 
+def word_saliency(said: list[str], moved: np.ndarray, moments: list[int], rate: float) -> Figure:
+    """Bars of how much each word matters, a colour for each moment.
+
+    Args:
+        said: the words.
+        moved: (moments, words), see :func:`ebt_policy.evaluation.energy_quality.word_saliency`.
+        moments: control steps of the episode.
+        rate: control steps per second.
+    """
+    figure = Figure(figsize=(8.4, 2.4))
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, len(moments)))
+    width = 0.8 / len(moments)
+    for row, moment in enumerate(moments):
+        places = np.arange(len(said)) + (row - (len(moments) - 1) / 2) * width
+        axes.bar(places, moved[row], width, color=colours[row], label=f"{moment / rate:.1f} s")
+    axes.set_xticks(range(len(said)), said)
+    axes.set_ylabel("moved without it (RMS)")
+    axes.legend(fontsize=7, title="moment in the episode", title_fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
 def along_episode(record: dict[str, Any], action_steps: int, rate: float | None) -> Figure:
     """Descent steps and final energy of each chunk along an episode."""
     figure = Figure(figsize=(8.4, 2.4))

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ebt_policy.config import DescentConfig
 from ebt_policy.errors import UserError
+from ebt_policy.evaluation.energy_quality import word_saliency
 from ebt_policy.evaluation.results import RESULTS_FOLDER, read_results
 from ebt_policy.evaluation.rollout import observed
 from ebt_policy.policies.ebt import EnergyPolicy
@@ -21,6 +22,7 @@ from ebt_policy.policies.files import load_policy, replace_file
 from ebt_policy.report import figures
 from ebt_policy.tasks import make_task
 from ebt_policy.training.files import read_metrics
+from ebt_policy.windows.sentences import words
 
 _DESCENT_STEPS = 10  # of the energy curves: beyond what the policy uses, to show the basin
 _STYLE = """
@@ -146,7 +148,7 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
         raise UserError(f"{run}: its results are of an energy policy, its config.json is not")
     moments = result["moments"]
     streams = {
-        name: torch.from_numpy(np.stack([observed(moment, name) for moment in moments]))
+        name: np.stack([observed(moment, name) for moment in moments])
         for name in policy.stream_names
     }
     shown = result["settings"]["descent"]["steps"]
@@ -159,9 +161,8 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
     assert isinstance(drawn, EnergyPolicy)
     generators = [torch.Generator().manual_seed(0) for _ in moments]
     with torch.no_grad():
-        _, _, trace = drawn.sample(
-            policy.normalise_observation(streams), generators, None, keep_path=True
-        )
+        observation = policy.normalise_observation(policy.raw_windows(streams))
+        _, _, trace = drawn.sample(observation, generators, None, keep_path=True)
     assert trace is not None
     middle = len(moments) // 2
     taken = settings.steps + 1 - len(trace.path)  # a proposal is a step already taken
@@ -191,7 +192,22 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
             figures.along_episode(first, policy.config.windows.action_steps, rate),
             "Descent steps and final energy of every chunk along the same episode.",
         ),
+        *_words_section(policy, streams, steps, rate),
     ]
+
+
+def _words_section(
+    policy: EnergyPolicy, streams: dict[str, np.ndarray], steps: list[int], rate: float
+) -> list[str]:
+    """What each word of the sentence does to the chunk, for a policy that is told what to do."""
+    texts = [name for name, stream in policy.config.streams.items() if stream.kind == "text"]
+    if not texts or len(words(str(streams[texts[0]].flat[0]))) == 1:
+        return []
+    said, moved = word_saliency(policy, streams, texts[0])
+    return [_figure(
+        figures.word_saliency(said, moved, steps, rate),
+        "How far a descent step would move each chunk if a word of the sentence had not been said.",
+    )]  # fmt: skip
 
 
 def _videos(runs: list[Path]) -> list[str]:

@@ -11,8 +11,9 @@ import torch
 from ebt_policy.errors import UserError
 from ebt_policy.policies.base import Policy, Prediction, moved_on
 from ebt_policy.shapes import Shaped
+from ebt_policy.windows.sentences import embed_all
 
-PREFIX = "observation/"
+PREFIX, PROMPT = "observation/", "prompt"
 
 
 class Episode:
@@ -48,10 +49,11 @@ class Episode:
     def observe(self, message: dict[str, Any]) -> None:
         """Take in one message: all of it, or nothing if any of it is wrong.
 
-        Keys: each stream of the policy, alone or with the prefix ``observation/``, one
-        observation or a whole window (To, ...), oldest first; and if wanted ``reset``, ``seed``
-        (with the first message of an episode), ``last_action`` (A,), and ``prefix`` (n, A), the
-        first actions of the chunk where they are decided. Others are ignored.
+        Keys: each stream of the policy, alone or with the prefix ``observation/`` (a sentence also
+        as ``prompt``, openpi's name for it), one observation or a whole window (To, ...), oldest
+        first; and if wanted ``reset``, ``seed`` (with the first message of an episode),
+        ``last_action`` (A,), and ``prefix`` (n, A), the first actions of the chunk where they are
+        decided. Others are ignored.
 
         Raises:
             UserError: a key is missing, or a value has the wrong type, shape or size.
@@ -119,13 +121,18 @@ class Episode:
         streams, extent = self._policy.config.streams, self._policy.config.windows.observation_steps
         values = {}
         for name in self._policy.stream_names:
-            key = name if name in message else PREFIX + name
-            if key not in message:
+            encoder = streams[name].encoder
+            names = (name, PREFIX + name, *(() if encoder is None else (PROMPT,)))
+            key = next((known for known in names if known in message), None)
+            if key is None:
                 raise UserError(
                     f"observation {name!r} is missing; the policy observes "
                     f"{', '.join(self._policy.stream_names)}"
                 )
-            values[name] = _numbers(key, message[key])
+            if encoder is None:
+                values[name] = _numbers(key, message[key])
+            else:
+                values[name] = embed_all(np.asarray(message[key]), encoder)
         axes = {values[name].ndim - len(stream.shape) for name, stream in streams.items()}
         for name, stream in streams.items():
             shape, window = stream.shape, (extent, *stream.shape)

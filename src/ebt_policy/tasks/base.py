@@ -97,6 +97,14 @@ class Environment(ABC):
         """
         raise UserError(f"+{name}={factor:g}: this task cannot vary its {name}")
 
+    def paraphrase(self) -> None:
+        """From the next reset on, say what is to be done in words that were never trained on.
+
+        Raises:
+            UserError: this scene says nothing.
+        """
+        raise UserError("+paraphrase: no sentence says what is to be done in this task")
+
     def grasping(self) -> Grasping | None:
         """What a disturbance needs of a scene in which something is grasped; None in others."""
         return None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from tqdm import tqdm
 
+from ebt_policy.demonstrations.base import TASK
 from ebt_policy.demonstrations.robomimic import Episode
 from ebt_policy.errors import UserError
 from ebt_policy.tasks.base import Environment, Observation, Task
@@ -80,7 +81,9 @@ def _demonstrate(task: Task, environment: Environment, seed: int) -> Episode:
         actions.append(action)
         rewards.append(outcome.score)
         observation, success, done = outcome.observation, outcome.success, outcome.done
+    first = observations[0]
     return Episode(
-        {name: np.stack([o[name] for o in observations]) for name in observations[0]},
+        {name: np.stack([o[name] for o in observations]) for name in first if name != TASK},
         np.stack(actions), np.array(rewards), success, seed,
+        str(first[TASK]) if TASK in first else None,
     )  # fmt: skip

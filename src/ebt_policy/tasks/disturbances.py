@@ -7,7 +7,8 @@ They follow a task's name, any number of them: ``robosuite/Lift+drop``,
 * ``delay=N``: an action is executed N steps after it was chosen, and until the first is due the
   action 0; for robots whose actions say by how much to move;
 * ``nudge=S``: the first action is off by S (root mean square over its elements), in a direction
-  drawn from the seed.
+  drawn from the seed;
+* ``paraphrase``: the sentence of what is to be done is in words that were never trained on.
 
 Of robosuite's, something that goes wrong once an episode, about the first grasp:
 
@@ -60,17 +61,19 @@ def disturbed(task: Task, disturbances: str) -> Task:
 def _with_one(task: Task, name: str, text: str | None) -> Task:
     full = f"{task.name}+{name}" + ("" if text is None else f"={text}")
     make: Callable[[], Environment]
+    if name in (*ONCE, "paraphrase") and text is not None:
+        raise UserError(f"--task {full}: {name} takes no strength; write +{name}")
     if name in ONCE:
-        if text is not None:
-            raise UserError(f"--task {full}: {name} takes no strength; write +{name}")
         make = functools.partial(Interrupted, task.make, name, task.horizon)
         return replace(
             task, name=full, make=make, horizon=2 * task.horizon, summarise=_summarise
         )  # fmt: skip
+    if name == "paraphrase":
+        return replace(task, name=full, make=functools.partial(_paraphrased, task.make))
     if name not in (*FACTORS, "noise", "delay", "nudge"):
         raise UserError(
-            f"--task {full}: no disturbance {name!r}; there are {', '.join(ONCE)} and, with a "
-            f"strength, noise, delay, nudge, {', '.join(FACTORS)}"
+            f"--task {full}: no disturbance {name!r}; there are {', '.join(ONCE)}, paraphrase "
+            f"and, with a strength, noise, delay, nudge, {', '.join(FACTORS)}"
         )
     try:
         strength = float(text or "")
@@ -91,6 +94,12 @@ def _with_one(task: Task, name: str, text: str | None) -> Task:
     else:
         make = functools.partial(_varied, task.make, name, strength)
     return replace(task, name=full, make=make)
+
+
+def _paraphrased(make: Callable[[], Environment]) -> Environment:
+    environment = make()
+    environment.paraphrase()
+    return environment
 
 
 def _varied(make: Callable[[], Environment], name: str, factor: float) -> Environment:
@@ -128,6 +137,9 @@ class _Wrapped(Environment):
     def vary(self, name: str, factor: float) -> None:
         self.inner.vary(name, factor)
 
+    def paraphrase(self) -> None:
+        self.inner.paraphrase()
+
     def grasping(self) -> Grasping | None:
         return self.inner.grasping()
 
@@ -136,7 +148,7 @@ class _Wrapped(Environment):
 
 
 class Noisy(_Wrapped):
-    """Normal noise on every observed number; images stay as they are.
+    """Normal noise on every observed number; images and sentences stay as they are.
 
     Args:
         make: of the environment within.
@@ -158,7 +170,7 @@ class Noisy(_Wrapped):
     def _noisy(self, observation: Observation) -> Observation:
         return {
             name: values
-            if values.dtype == np.uint8
+            if values.dtype.kind != "f"
             else values + self._random.normal(0, self.deviation, values.shape).astype(values.dtype)
             for name, values in observation.items()
         }

@@ -1,4 +1,18 @@
-"""``metaworld/<task>``: the fifty Meta-World tasks, whose package carries scripted experts."""
+"""``metaworld/<task>``: the fifty Meta-World tasks, whose package carries scripted experts.
+
+``metaworld/mt10`` and ``metaworld/mt50`` are ten and all fifty of them in turn. The sentence of
+what is to be done (``task``) is part of every observation; nothing else names the task.
+
+``metaworld/puck`` is one scene with three things to do, and nothing but the sentence says which.
+Meta-World's reach, push and pick-place have the arm, a puck and a goal in common, but not where the
+goal may be. Here all have pick-place's scene with the goal 15 to 30 cm above the table, and
+
+    reach        the hand is at the goal, while the puck lies on the table
+    push         the puck lies on the table below the goal
+    pick-place   the puck is at the goal
+
+An episode ends with the first of the three that is done, in success if it is the named one.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +21,32 @@ import functools
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ebt_policy.demonstrations.base import TASK
 from ebt_policy.errors import UserError
+from ebt_policy.shapes import Float
 from ebt_policy.tasks.base import Environment, Expert, Observation, Outcome, Task, missing_extra
+from ebt_policy.tasks.metaworld_sentences import PHRASES, sentence
 
 HORIZON = 500
 CAMERA = "corner2"
 MOVED, NEAR = 0.002, 0.06
 FRAME_HEIGHT, FRAME_WIDTH = 240, 320
+# Meta-World's MT10 (arXiv 1910.10897) and MT50.
+MIXTURES: dict[str, tuple[str, ...]] = {
+    "mt10": (
+        "reach", "push", "pick-place", "door-open", "drawer-open", "drawer-close",
+        "button-press-topdown", "peg-insert-side", "window-open", "window-close",
+    ),
+    "mt50": tuple(sorted(PHRASES)),
+}  # fmt: skip
+PUCK_TASKS = ("reach", "push", "pick-place")
+LOWEST_GOAL, LYING, TABLE = 0.15, 0.04, 0.02  # heights in m; a lying puck's middle is at TABLE
 
 
 def _package() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -45,6 +74,7 @@ class MetaWorldEnvironment(Environment):
 
     def __init__(self, name: str) -> None:
         environments, _ = _package()
+        self.name, self._unseen = name, False
         self._environment: Any = environments[name](seed=0)
         self._environment._freeze_rand_vec = False
         self._environment.seeded_rand_vec = True
@@ -53,14 +83,17 @@ class MetaWorldEnvironment(Environment):
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         self._environment.seed(seed)
         state, _ = self._environment.reset()
-        return {"state": np.asarray(state, np.float32)}
+        self._sentence = np.array(sentence(self.name, seed, self._unseen))
+        return self._observe(state)
+
+    def _observe(self, state: np.ndarray) -> dict[str, np.ndarray]:
+        return {"state": np.asarray(state, np.float32), TASK: self._sentence}
 
     def step(self, action: np.ndarray) -> Outcome:
         clipped = np.clip(np.asarray(action, np.float64), -1, 1)
         state, _, _, truncated, info = self._environment.step(clipped)
         success = bool(info["success"])
-        observation = {"state": np.asarray(state, np.float32)}
-        return Outcome(observation, float(success), success, done=bool(truncated))
+        return Outcome(self._observe(state), float(success), success, done=bool(truncated))
 
     def render(self) -> np.ndarray:
         import mujoco
@@ -70,10 +103,130 @@ class MetaWorldEnvironment(Environment):
         self._renderer.update_scene(self._environment.data, camera=CAMERA)
         return np.ascontiguousarray(self._renderer.render()[::-1])  # the camera is upside down
 
+    def paraphrase(self) -> None:
+        self._unseen = True
+
     def close(self) -> None:
         if self._renderer is not None:
             self._renderer.close()
         self._environment.close()
+
+
+class MixedEnvironment(Environment):
+    """Several tasks in turn: the start of seed s is that of seed s // n of the task s % n.
+
+    Args:
+        names: of the n tasks.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names, self._unseen = names, False
+        self._made: dict[str, MetaWorldEnvironment] = {}
+
+    def reset(self, seed: int) -> dict[str, np.ndarray]:
+        name, seed = _of_turn(self.names, seed)
+        if name not in self._made:
+            self._made[name] = MetaWorldEnvironment(name)
+            if self._unseen:
+                self._made[name].paraphrase()
+        self._now = self._made[name]
+        return self._now.reset(seed)
+
+    def step(self, action: np.ndarray) -> Outcome:
+        return self._now.step(action)
+
+    def render(self) -> np.ndarray:
+        return self._now.render()
+
+    def facts(self) -> dict[str, Any]:
+        """The task's name, by which :mod:`ebt_policy.evaluation.rollout` counts successes."""
+        return {TASK: self._now.name}
+
+    def paraphrase(self) -> None:
+        self._unseen = True
+
+    def close(self) -> None:
+        for environment in self._made.values():
+            environment.close()
+
+
+class PuckEnvironment(MetaWorldEnvironment):
+    """One start, three sentences: that of seed s names the task s % 3 in the start s // 3."""
+
+    def __init__(self) -> None:
+        from gymnasium.spaces import Box
+
+        super().__init__("pick-place")
+        space = self._environment._random_reset_space  # of the puck, then of the goal
+        low = np.concatenate([space.low[:5], [LOWEST_GOAL]])
+        self._environment._random_reset_space = Box(low, space.high, dtype=space.dtype)
+
+    def reset(self, seed: int) -> dict[str, np.ndarray]:
+        self.name, start = _of_turn(PUCK_TASKS, seed)
+        self._did: str | None = None
+        return super().reset(start)
+
+    def step(self, action: np.ndarray) -> Outcome:
+        outcome = super().step(action)
+        self._did = done_with_puck(outcome.observation["state"])
+        success = self._did == self.name
+        done = outcome.done or self._did is not None
+        return replace(outcome, score=float(success), success=success, done=done)
+
+    def facts(self) -> dict[str, Any]:
+        """The named task and what was done, if anything was."""
+        return {TASK: self.name, "did": self._did}
+
+
+def done_with_puck(state: Float[np.ndarray, 39]) -> str | None:
+    """Which of the puck's tasks is done in a state of Meta-World, if one is; lengths in m."""
+    hand, puck, goal = state[:3], state[4:7], state[-3:]
+    if np.linalg.norm(puck - goal) <= 0.07:
+        return "pick-place"
+    if puck[2] > LYING:
+        return None
+    if np.linalg.norm(puck[:2] - goal[:2]) <= 0.05:
+        return "push"
+    return "reach" if np.linalg.norm(hand - goal) <= 0.05 else None
+
+
+def _puck_expert(seed: int) -> Expert:
+    """The three tasks' own experts; that of push is shown the goal's place on the table."""
+    name, start = _of_turn(PUCK_TASKS, seed)
+    act = _make_expert(name, start)
+    if name != "push":
+        return act
+
+    def push(observation: Observation) -> np.ndarray:
+        state = observation["state"].copy()
+        state[-1] = TABLE
+        return act({"state": state})
+
+    return push
+
+
+def _what_was_done(facts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each named task how often which one was done."""
+    every = (*PUCK_TASKS, None)
+    return {
+        "did": {
+            name: {
+                str(did or "nothing"): sum(f["did"] == did for f in facts if f[TASK] == name)
+                for did in every
+            }
+            for name in PUCK_TASKS
+        }
+    }
+
+
+def _of_turn(names: tuple[str, ...], seed: int) -> tuple[str, int]:
+    """Task and start of a seed, of several tasks in turn."""
+    start, turn = divmod(seed, len(names))
+    return names[turn], start
+
+
+def _mixed_expert(names: tuple[str, ...], seed: int) -> Expert:
+    return _make_expert(*_of_turn(names, seed))
 
 
 def _make_expert(name: str, seed: int) -> Expert:  # noqa: ARG001, its starts say it all
@@ -98,20 +251,29 @@ def _describe(before: Observation, after: Observation) -> str:
 
 
 def metaworld(name: str) -> Task:
-    """A Meta-World task by name, for instance ``pick-place``; 80 steps per second.
+    """A Meta-World task by name, for instance ``pick-place``, or several; 80 steps per second.
 
     Raises:
         UserError: there is no such task, or the package is not installed.
     """
     environments, _ = _package()
-    if name not in environments:
+    summarise = None
+    if name == "puck":
+        make: Callable[[], Environment] = PuckEnvironment
+        make_expert, summarise = _puck_expert, _what_was_done
+    elif name in MIXTURES:
+        make = functools.partial(MixedEnvironment, MIXTURES[name])
+        make_expert = functools.partial(_mixed_expert, MIXTURES[name])
+    elif name in environments:
+        make = functools.partial(MetaWorldEnvironment, name)
+        make_expert = functools.partial(_make_expert, name)
+    else:
         raise UserError(
             f"--task metaworld/{name}: no such Meta-World task; there are "
-            f"{', '.join(sorted(environments))}"
+            f"{', '.join(['puck', *MIXTURES, *sorted(environments)])}"
         )
     return Task(
         f"metaworld/{name}", horizon=HORIZON, rate=80.0, action_dim=4,
-        make=functools.partial(MetaWorldEnvironment, name),
-        make_expert=functools.partial(_make_expert, name), action_bounds=(-1.0, 1.0),
-        expert_knows_any_state=True, describe=_describe,
+        make=make, make_expert=make_expert, action_bounds=(-1.0, 1.0),
+        expert_knows_any_state=name in environments, describe=_describe, summarise=summarise,
     )  # fmt: skip

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from ebt_policy.config import PolicyConfig, TrainingConfig, from_json, to_json
 from ebt_policy.demonstrations import Demonstrations
+from ebt_policy.demonstrations.mixture import MixedDemonstrations
 from ebt_policy.errors import UserError
 from ebt_policy.policies import make_policy
 from ebt_policy.policies.base import Policy
@@ -52,7 +53,7 @@ from ebt_policy.training.files import (
     parse_record,
 )
 from ebt_policy.windows.arrays import map_arrays, store_arrays
-from ebt_policy.windows.windows import BatchOrder, Windows, split_episodes
+from ebt_policy.windows.windows import BatchOrder, Windows, split_episodes, window_shares
 
 _LOG_STEPS = 50
 _BAR = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
@@ -186,12 +187,18 @@ class Trainer:
         self.validation = Windows(arrays, ends, validation, windows) if len(validation) else None
         policy.fit_normalisers(
             arrays.observations, arrays.actions, self.windows.steps.numpy(),
-            str(demonstrations.path),
+            str(demonstrations.path), arrays.sentences,
         )  # fmt: skip
         still = (policy.action_normaliser.moves == 0).nonzero().flatten().tolist()
         if still and self.accelerator.is_main_process:
             print(f"constant action dimensions, kept at their value: {still}")
-        self.order = BatchOrder(len(self.windows), config.batch_size, config.seed)
+        shares = None
+        if config.weights is not None:
+            assert isinstance(demonstrations, MixedDemonstrations)
+            shares = window_shares(
+                self.windows.steps.numpy(), demonstrations.part_ends, config.weights
+            )
+        self.order = BatchOrder(len(self.windows), config.batch_size, config.seed, shares)
         if self.order.batch_size < world * config.accumulation:
             raise UserError(
                 f"{demonstrations.path}: {len(self.windows)} training windows cannot be shared by "

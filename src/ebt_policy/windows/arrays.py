@@ -1,6 +1,6 @@
 """What is learned from, step by step: in memory, or in files mapped into it.
 
-Numbers are float32, images uint8.
+Numbers are float32, images uint8; of a sentence every step has its number in a table of vectors.
 
 Mapped files are read by the pages that a batch touches, and the system drops pages when memory is
 short: a data set may be larger than memory.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,11 +21,13 @@ from ebt_policy.config import StreamConfig, StreamKind
 from ebt_policy.demonstrations import Demonstrations
 from ebt_policy.demonstrations.base import Digest, episode_of_step
 from ebt_policy.errors import UserError
-from ebt_policy.shapes import Float, Shaped
+from ebt_policy.shapes import Float, Int, Shaped
 from ebt_policy.windows.images import to_uint8
+from ebt_policy.windows.sentences import embed_all
 
 _INDEX, _ACTIONS, _STREAM = "arrays.json", "actions", "stream-{}"
-_TYPES: dict[StreamKind, type] = {"numbers": np.float32, "image": np.uint8}
+_SENTENCES = "sentences-{}"
+_TYPES: dict[StreamKind, type] = {"numbers": np.float32, "image": np.uint8, "text": np.int64}
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,17 @@ class Arrays:
     """All steps of some demonstrations.
 
     Attributes:
-        observations: per stream (steps, *shape), float32 or uint8.
+        observations: per stream (steps, *shape), float32 or uint8; of a text (steps,), the row of
+            ``sentences``.
         actions: (steps, A).
         sha256: of the raw arrays they were read from and of the episodes' ends, by name.
+        sentences: per text stream the vector of each sentence (k, D).
     """
 
     observations: dict[str, Shaped[np.ndarray, "n ..."]]
     actions: Float[np.ndarray, "n a"]
     sha256: dict[str, str]
+    sentences: dict[str, Float[np.ndarray, "k d"]] = field(default_factory=dict)
 
 
 def load_arrays(demonstrations: Demonstrations, streams: Mapping[str, StreamConfig]) -> Arrays:
@@ -54,11 +59,14 @@ def load_arrays(demonstrations: Demonstrations, streams: Mapping[str, StreamConf
     steps, hashes = demonstrations.steps, _own_hashes(demonstrations)
     actions = np.empty((steps, *demonstrations.actions.shape), np.float32)
     hashes["action"] = _read(demonstrations, None, actions)
-    observations = dict[str, np.ndarray]()
+    observations, sentences = dict[str, np.ndarray](), dict[str, np.ndarray]()
     for name, stream in streams.items():
-        observations[name] = np.empty((steps, *stream.shape), _TYPES[stream.kind])
-        hashes[name] = _read(demonstrations, name, observations[name], stream.kind)
-    return Arrays(observations, actions, hashes)
+        if stream.kind == "text":
+            observations[name], sentences[name], hashes[name] = _texts(demonstrations, stream)
+        else:
+            observations[name] = np.empty((steps, *stream.shape), _TYPES[stream.kind])
+            hashes[name] = _read(demonstrations, name, observations[name], stream.kind)
+    return Arrays(observations, actions, hashes, sentences)
 
 
 def store_arrays(
@@ -76,7 +84,12 @@ def store_arrays(
     index: dict[str, Any] = {
         "sha256": hashes,
         "actions": (steps, *demonstrations.actions.shape),
-        "observations": {n: (s.kind, (steps, *s.shape)) for n, s in streams.items()},
+        "observations": {
+            n: (s.kind, (steps, *(() if s.kind == "text" else s.shape))) for n, s in streams.items()
+        },
+        "sentences": {
+            n: (len(demonstrations.tasks), *s.shape) for n, s in streams.items() if s.kind == "text"
+        },
     }
     newest = folder if folder.parent.exists() else folder.parent
     try:
@@ -86,7 +99,13 @@ def store_arrays(
         with (folder / _ACTIONS).open("wb") as file:
             hashes["action"] = _read(demonstrations, None, file)
         for number, (name, stream) in enumerate(streams.items()):
-            with (folder / _STREAM.format(number)).open("wb") as file:
+            path = folder / _STREAM.format(number)
+            if stream.kind == "text":
+                rows, vectors, hashes[name] = _texts(demonstrations, stream)
+                rows.tofile(path)
+                vectors.tofile(folder / _SENTENCES.format(number))
+                continue
+            with path.open("wb") as file:
                 hashes[name] = _read(demonstrations, name, file, stream.kind)
         (folder / _INDEX).write_text(json.dumps(index))
     except BaseException as error:
@@ -109,11 +128,14 @@ def map_arrays(folder: Path) -> Arrays:
     def mapped(file: str, kind: StreamKind, shape: list[int]) -> np.ndarray:
         return np.memmap(folder / file, _TYPES[kind], "c", shape=tuple(shape))
 
-    observations = {
-        name: mapped(_STREAM.format(number), kind, shape)
-        for number, (name, (kind, shape)) in enumerate(index["observations"].items())
-    }
-    return Arrays(observations, mapped(_ACTIONS, "numbers", index["actions"]), index["sha256"])
+    observations, sentences = {}, {}
+    for number, (name, (kind, shape)) in enumerate(index["observations"].items()):
+        observations[name] = mapped(_STREAM.format(number), kind, shape)
+        if kind == "text":
+            vectors = index["sentences"][name]
+            sentences[name] = mapped(_SENTENCES.format(number), "numbers", vectors)
+    actions = mapped(_ACTIONS, "numbers", index["actions"])
+    return Arrays(observations, actions, index["sha256"], sentences)
 
 
 def _own_hashes(demonstrations: Demonstrations) -> dict[str, str]:
@@ -126,15 +148,39 @@ def _check_streams(demonstrations: Demonstrations, streams: Mapping[str, StreamC
     """Check that the data have what a policy observes.
 
     Raises:
-        UserError: a key is missing or has another shape.
+        UserError: a key is missing or has another shape; or there are no sentences.
     """
     for name, stream in streams.items():
+        if stream.kind == "text":
+            if demonstrations.task_of_step is None:
+                raise UserError(
+                    f"{demonstrations.path}: no sentence says what is done in it; the policy "
+                    f"observes one as {name!r}"
+                )
+            continue
         info = demonstrations.require(name)
         if info.shape != stream.shape:
             raise UserError(
                 f"{demonstrations.path}: observation {name!r} has shape {info.shape} per step, "
                 f"the policy expects {stream.shape}"
             )
+
+
+def _texts(
+    demonstrations: Demonstrations, stream: StreamConfig
+) -> tuple[Int[np.ndarray, n], Float[np.ndarray, "k d"], str]:
+    """Which sentence each step has, the sentences' vectors, and the hash of both."""
+    rows, encoder = demonstrations.task_of_step, stream.encoder
+    assert rows is not None
+    assert encoder is not None
+    digest = Digest()
+    digest.add(rows.astype(np.int64))
+    digest.add(np.frombuffer("\n".join(demonstrations.tasks).encode(), np.uint8))
+    try:
+        vectors = embed_all(np.array(demonstrations.tasks), encoder)
+    except UserError as error:
+        raise UserError(f"{demonstrations.path}: {error}") from error
+    return rows.astype(np.int64), vectors, digest.hex()
 
 
 def _read(

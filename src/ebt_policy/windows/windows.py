@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor
 
 from ebt_policy.config import StreamConfig, WindowConfig, is_image
 from ebt_policy.demonstrations import Demonstrations
+from ebt_policy.demonstrations.base import TASK
 from ebt_policy.demonstrations.zarr_buffer import PUSHT_KEYS
 from ebt_policy.errors import UserError
+from ebt_policy.shapes import Float
 from ebt_policy.windows.arrays import Arrays
 from ebt_policy.windows.batch import Batch
+from ebt_policy.windows.sentences import HASHED, embed
 
 
 def split_episodes(
@@ -34,7 +38,8 @@ def split_episodes(
 class Windows:
     """Every window of some episodes, gathered a whole batch at a time.
 
-    There is one window for each step of an episode; the step is the window's "now".
+    There is one window for each step of an episode; the step is the window's "now". A sentence is
+    its vector.
 
     Args:
         arrays: all steps of all episodes.
@@ -52,6 +57,7 @@ class Windows:
     ) -> None:
         self.config = config
         self.observations = {n: torch.from_numpy(v) for n, v in arrays.observations.items()}
+        self.sentences = {n: torch.from_numpy(v) for n, v in arrays.sentences.items()}
         self.actions = torch.from_numpy(arrays.actions)
         starts = np.concatenate([[0], episode_ends[:-1]])
         steps = [np.arange(starts[e], episode_ends[e]) for e in episodes]
@@ -74,8 +80,10 @@ class Windows:
         seen = (oldest + torch.arange(self.config.observation_steps)).clamp(first, last)
         planned = oldest + torch.arange(self.config.horizon)
         inside = planned.clamp(first, last)
+        observed = {name: values[seen] for name, values in self.observations.items()}
+        observed |= {name: table[observed[name]] for name, table in self.sentences.items()}
         return Batch(
-            {name: values[seen] for name, values in self.observations.items()},
+            observed,
             self.actions[inside],
             inside == planned,
         )
@@ -84,16 +92,24 @@ class Windows:
 class BatchOrder:
     """Which windows make up training step k: a function of the seed and k alone.
 
-    Each epoch is a permutation, cut into whole batches; nothing has to be remembered to
-    continue at any step.
+    Each epoch is a permutation, or as many draws with replacement where windows are weighted,
+    cut into whole batches; nothing has to be remembered to continue at any step.
 
     Args:
         windows: number of windows.
         batch_size: of all processes together.
         seed: of the permutations.
+        shares: (windows,), how often each is drawn, adding up to 1; None is equally often.
     """
 
-    def __init__(self, windows: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        windows: int,
+        batch_size: int,
+        seed: int,
+        shares: Float[np.ndarray, n] | None = None,
+    ) -> None:
+        self.shares = shares
         self.windows, self.batch_size, self.seed = windows, min(batch_size, windows), seed
         self.per_epoch = windows // self.batch_size
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
@@ -102,9 +118,30 @@ class BatchOrder:
         """Indices (batch,) of the windows of training step ``step``."""
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            order = np.random.default_rng([self.seed, 2, epoch]).permutation(self.windows)
+            random = np.random.default_rng([self.seed, 2, epoch])
+            order = (
+                random.permutation(self.windows)
+                if self.shares is None
+                else random.choice(self.windows, self.windows, p=self.shares)
+            )
             self._epoch, self._order = epoch, torch.from_numpy(order)
         return self._order[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+def window_shares(
+    steps: np.ndarray, part_ends: np.ndarray, weights: Sequence[float]
+) -> Float[np.ndarray, n]:
+    """How often each window is drawn, so that every part of a mixture has its share.
+
+    Args:
+        steps: (n,), of the windows.
+        part_ends: exclusive end of each part, in steps.
+        weights: of the parts, in any unit.
+    """
+    part = np.searchsorted(part_ends, steps, side="right")
+    counts = np.bincount(part, minlength=len(part_ends))
+    shares: np.ndarray = (np.asarray(weights) / np.maximum(counts, 1))[part]
+    return shares / shares.sum()
 
 
 PUSHT_STATE = StreamConfig((5,), angles=(4,))
@@ -122,7 +159,9 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
     numbers may be followed by ``:angles=I+J`` (elements I and J are angles in radians) and
     ``:elements=I+J`` (the policy sees these alone). PushT's ``state`` has its angle marked by
     default (``state:angles=`` turns that off). Without ``keys``: PushT's ``state``, robomimic's
-    low-dimensional keys, LeRobot's ``observation.…`` or every key; images never.
+    low-dimensional keys, LeRobot's ``observation.…`` or every key; images and sentences never.
+    ``task`` is the sentence of what is done, where no key has that name; ``task:encoder=NAME`` has
+    it embedded by a text encoder instead of hashed, see :mod:`ebt_policy.windows.sentences`.
 
     Raises:
         UserError: a key does not exist, is neither numbers nor an image, or an index is out of
@@ -141,6 +180,9 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
     streams = {}
     for part in keys.split(","):
         name, *options = part.strip().split(":")
+        if name == TASK and name not in demonstrations.observations and demonstrations.tasks:
+            streams[name] = _text_stream(part, options)
+            continue
         shape = demonstrations.require(name).shape
         if len(shape) > 2:
             if options or not is_image(shape):
@@ -171,3 +213,13 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
             marked = tuple(i for i in marked if i in elements)
         streams[name] = StreamConfig(shape, indices.get("angles", marked), elements)
     return streams
+
+
+def _text_stream(part: str, options: list[str]) -> StreamConfig:
+    label, _, encoder = (options or [f"encoder={HASHED}"])[0].partition("=")
+    if len(options) > 1 or label != "encoder" or not encoder:
+        raise UserError(
+            f"--obs {part}: write {TASK} or {TASK}:encoder=NAME, the hub name or folder of a text "
+            "encoder"
+        )
+    return StreamConfig(embed(TASK, encoder).shape, kind="text", encoder=encoder)
