@@ -13,6 +13,7 @@ import torch
 
 from conftest import config, episodes, generators
 from ebt_policy import UserError, load_policy, save_policy
+from ebt_policy.cli.main import main
 from ebt_policy.config import StreamConfig
 from ebt_policy.demonstrations import Demonstrations, open_demonstrations
 from ebt_policy.demonstrations.conversion import convert
@@ -204,6 +205,24 @@ def test_weights_are_shares_of_what_is_learned_from() -> None:
     assert (drawn >= 900).float().mean().item() == pytest.approx(0.75, abs=0.05)
     again = BatchOrder(1000, 100, 0, shares)
     assert torch.equal(again.indices(7), drawn[700:800])  # whatever came before
+
+
+def test_one_policy_from_two_data_sets_by_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [str(told(tmp_path / "a.hdf5")), str(told(tmp_path / "b.hdf5"))]
+    both = [part for path in data for part in ("--data", path)]
+    common = ["train", "--obs", "state,task", "--preset", "tiny", "--steps", "2"]
+    run = tmp_path / "run"
+    assert main([*common, *both, "--weights", "3,1", "--out", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "a.hdf5+b.hdf5: 8 episodes, 180 steps; observing state, task" in said
+    assert "3 sentences, hashed" in said
+    policy = load_policy(run)
+    assert policy.select_action({"state": np.zeros(3), "task": "please stay"}).shape == (2,)
+    for wrong, message in (("1", "1 of them; it takes one"), ("1,0", "each must be above 0")):
+        assert main([*common, *both, "--weights", wrong, "--out", str(tmp_path / "no")]) == 2
+        assert message in capsys.readouterr().err
 
 
 # -- policy ------------------------------------------------------------------------------

@@ -512,6 +512,8 @@ class TrainingConfig:
         )
         _check(self, "budget_seconds learning_rate gradient_clip ema_power", above=0)
         _check(self, "weight_decay checkpoint_seconds seed", least=0)
+        if not all(0 < weight < math.inf for weight in self.weights or ()):
+            raise UserError(f"training.weights = {self.weights}: each must be above 0")
         if not 0 <= self.validation_share < 1:
             raise UserError(
                 f"training.validation_share = {self.validation_share}: it must lie in [0, 1)"

@@ -607,12 +607,14 @@ def _delay_claims(found: Found) -> list[list[str]]:
     for file, ours in found.delays.items():
         if not ours["prefix_share"]:
             continue
-        plain = next(
+        plain = [
             other
             for other in found.delays.values()
             if other["task"] == ours["task"] and _chunking(other) == "plain"
-        )
-        by_delay = [{row["delay_ms"]: row for row in one["rows"]} for one in (ours, plain)]
+        ]
+        if not plain:
+            continue
+        by_delay = [{row["delay_ms"]: row for row in one["rows"]} for one in (ours, plain[0])]
         where = f"{ours['task']}, {_chunking(ours)}, {_DELAY:g} ms"
         command = f"`bench delay … --json results/{file}`"
         undelayed, delayed = (np.array(by_delay[0][ms]["scores"])[None] for ms in (0, _DELAY))

@@ -28,7 +28,7 @@ def _told(name: str, act: Act, *more: Act, observes: str = _HASHED) -> Method:
     """A method of the study of objectives that is told what to do, in trained words and others."""
     other = replace(act, name=act.name + PARAPHRASED, disturbance=PARAPHRASED)
     return replace(
-        METHODS[name], acts=(replace(act, core=True), other, *more), observes=observes, cost=name
+        METHODS[name], acts=(replace(act, core=True), *more, other), observes=observes, cost=name
     )
 
 

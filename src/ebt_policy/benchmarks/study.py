@@ -59,9 +59,9 @@ class Method:
         policy, objective, batch_size, compile, settings: as ``train`` takes them. Where several
             steps of a descent are unrolled in training, compiling takes longer than it saves.
         acts: how it is evaluated.
-        episodes: most evaluation starts, where it acts so slowly that a task's would take hours.
         observes: the observation keys, as ``train --obs`` takes them; empty for the data's own.
         cost: the method whose training step costs as much, where that is another one.
+        episodes: most evaluation starts, where it acts so slowly that a task's would take hours.
     """
 
     name: str
@@ -71,9 +71,9 @@ class Method:
     objective: ObjectiveName = "basin"
     batch_size: int = 64
     compile: bool = True
-    episodes: int | None = None
     observes: str = ""
     cost: str = ""
+    episodes: int | None = None
 
     @property
     def options(self) -> list[str]:

@@ -469,6 +469,15 @@ def build_parser() -> argparse.ArgumentParser:
     serving.add_argument("--clients", metavar="N", type=_count, default=8)
     serving.add_argument("--seconds", metavar="N", type=_count, default=120)
 
+    eyes = _command(
+        studies, "encoders", _bench_encoders,
+        "what cameras cost: encoding and descent apart",
+        "ebt-policy bench encoders --preset tiny --json results/encoders-tiny.json",
+    )  # fmt: skip
+    eyes.add_argument("--preset", choices=list(PRESETS), default="small", help="network size")
+    eyes.add_argument("--rounds", metavar="N", type=_count, default=15)
+    eyes.add_argument("--threads", metavar="N", type=_count, default=1)
+
     slow = _command(
         studies, "delay", _bench_delay,
         "robots at a fixed control rate, driven through the server over a slow link",
@@ -500,7 +509,18 @@ def build_parser() -> argparse.ArgumentParser:
         study.add_argument(
             "--threads", metavar="N", type=_count, nargs="+", default=[1, 2], help="default: 1 2"
         )
-    for study in (floor, latency, training, loading, simulation, doubt, steady, serving, slow):
+    for study in (
+        floor,
+        latency,
+        training,
+        loading,
+        simulation,
+        doubt,
+        steady,
+        serving,
+        eyes,
+        slow,
+    ):
         study.add_argument("--json", metavar="FILE", help="write the rows here too")
 
     demo = _command(
@@ -557,6 +577,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _weights(text: str) -> tuple[float, ...]:
+    """The type of an option that is a list of shares."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: write numbers, e.g. 2,1") from error
+
+
 def _not_negative(text: str) -> float:
     """The type of an option that is a finite number, at least 0."""
     try:
@@ -566,17 +594,6 @@ def _not_negative(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: it must be a number, at least 0")
     return value
-
-
-def _weights(text: str) -> tuple[float, ...]:
-    """The type of an option that is a list of shares."""
-    try:
-        weights = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        weights = ()
-    if not weights or not all(0 < weight < math.inf for weight in weights):
-        raise argparse.ArgumentTypeError(f"{text}: write numbers above 0, e.g. 2,1")
-    return weights
 
 
 def parse_duration(text: str) -> float:
@@ -666,8 +683,6 @@ def _train(options: argparse.Namespace) -> None:
             raise UserError(f"--set {text}: the demonstrations decide the action dimension")
     parts = [open_demonstrations(path, options.filter) for path in options.data]
     demonstrations = parts[0] if len(parts) == 1 else MixedDemonstrations(parts)
-    if options.weights is not None and not len(options.weights) == len(parts) > 1:
-        raise UserError(f"--weights: {len(options.weights)} of them for {len(parts)} --data")
     preset = PRESETS[options.preset]
     policy_config = PolicyConfig.of_preset(
         options.preset,
@@ -1073,6 +1088,19 @@ def _bench_serve(options: argparse.Namespace) -> None:
         f"{measured['p95_ms']:.1f} ms p95, {measured['p99_ms']:.1f} ms p99, "
         f"{measured['mixed_up']} mixed up"
     )
+    _write_json(options.json, measured)
+
+
+def _bench_encoders(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.encoders import measure_encoders
+
+    measured = measure_encoders(options.preset, options.rounds, options.threads)
+    for row in measured["rows"]:
+        print(
+            f"{row['encoder']:<9} {row['policy']:<11} {row['sampler']:<8} {row['steps']:>3} steps "
+            f"{row['p50_ms']:>8.2f} ms, of which {row['encode_ms']:.2f} ms "
+            f"({100 * row['share']:.0f}%) encode the observation"
+        )
     _write_json(options.json, measured)
 
 

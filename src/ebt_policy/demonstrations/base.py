@@ -53,6 +53,7 @@ class Demonstrations(ABC):
         task_of_step: (steps,) which of ``tasks`` each step belongs to.
         faults: contradictions within the files, which nothing should be learned from.
         file_ends: exclusive end, in steps, of each file that the steps lie in.
+        part_ends: exclusive end, in steps, of each data set, where several are mixed.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Demonstrations(ABC):
     task_of_step: np.ndarray | None = None
     faults: Sequence[str] = ()
     file_ends: np.ndarray | None = None
+    part_ends: np.ndarray | None = None
 
     @abstractmethod
     def read(self, key: str, start: int, stop: int) -> np.ndarray:

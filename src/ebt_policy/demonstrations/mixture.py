@@ -17,9 +17,6 @@ class MixedDemonstrations(Demonstrations):
     Args:
         parts: two or more.
 
-    Attributes:
-        part_ends: exclusive end, in steps, of each part.
-
     Raises:
         UserError: actions or a common key differ in shape, or there is no common key.
     """
@@ -27,7 +24,7 @@ class MixedDemonstrations(Demonstrations):
     format = "mixture"
 
     def __init__(self, parts: Sequence[Demonstrations]) -> None:
-        self.parts, first = parts, parts[0]
+        self._parts, first = parts, parts[0]
         self.path = Path("+".join(part.path.name for part in parts))
         for part in parts[1:]:
             if part.actions.shape != first.actions.shape:
@@ -42,8 +39,9 @@ class MixedDemonstrations(Demonstrations):
                         f"{part.path}: observation {key!r} has shape {found} per step, but "
                         f"{wanted} in {first.path}"
                     )
-        self.part_ends = np.cumsum([part.steps for part in parts])
-        offsets = (self.part_ends - [part.steps for part in parts]).tolist()
+        self.part_ends = ends = np.cumsum([part.steps for part in parts])
+        self._ends: list[int] = ends.tolist()
+        offsets = (ends - [part.steps for part in parts]).tolist()
         pairs = list(zip(parts, offsets, strict=True))
         self.episode_ends = np.concatenate([part.episode_ends + at for part, at in pairs])
         self.file_ends = np.concatenate(
@@ -74,7 +72,7 @@ class MixedDemonstrations(Demonstrations):
 
     def _read(self, key: str | None, start: int, stop: int) -> np.ndarray:
         found, begin = [], 0
-        for part, end in zip(self.parts, self.part_ends.tolist(), strict=True):
+        for part, end in zip(self._parts, self._ends, strict=True):
             first, last = max(start, begin) - begin, min(stop, end) - begin
             if first < last:
                 found.append(

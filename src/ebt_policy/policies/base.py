@@ -373,6 +373,22 @@ class Policy(nn.Module):
         alarm = None if self.alarm is None or score is None else score > self.alarm.threshold
         return Prediction(executed, plan, evaluations.cpu().numpy(), trace, score, alarm)
 
+    def raw_windows(self, observations: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The policy's streams of a batch of windows, checked, on the policy's device.
+
+        Args:
+            observations: as :meth:`predict_chunk` takes them.
+
+        Raises:
+            UserError: as :meth:`check_observation`.
+        """
+        window = (None, self.config.windows.observation_steps)
+        device = self.action_normaliser.centre.device
+        return {
+            name: torch.tensor(self._checked(name, observations, window), device=device)
+            for name in self.stream_names
+        }
+
     def check_prefix(self, prefix: Float[np.ndarray, "b n a"]) -> None:
         """Check actions that are decided.
 
@@ -405,22 +421,6 @@ class Policy(nn.Module):
         return self.action_normaliser.normalise(
             torch.tensor(actions, device=device, dtype=torch.float32)
         )
-
-    def raw_windows(self, observations: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The policy's streams of a batch of windows, checked, on the policy's device.
-
-        Args:
-            observations: as :meth:`predict_chunk` takes them.
-
-        Raises:
-            UserError: as :meth:`check_observation`.
-        """
-        window = (None, self.config.windows.observation_steps)
-        device = self.action_normaliser.centre.device
-        return {
-            name: torch.tensor(self._checked(name, observations, window), device=device)
-            for name in self.stream_names
-        }
 
     def check_observation(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The policy's streams of one observation, without batch or time.

@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from ebt_policy.config import PolicyConfig, TrainingConfig, from_json, to_json
 from ebt_policy.demonstrations import Demonstrations
-from ebt_policy.demonstrations.mixture import MixedDemonstrations
 from ebt_policy.errors import UserError
 from ebt_policy.policies import make_policy
 from ebt_policy.policies.base import Policy
@@ -163,6 +162,11 @@ class Trainer:
                 "training.shard_optimizer = true: there is one process; start several with "
                 "'accelerate launch' or torchrun"
             )
+        part_ends = demonstrations.part_ends
+        if config.weights and (part_ends is None or len(part_ends) != len(config.weights)):
+            raise UserError(
+                f"--weights: {len(config.weights)} of them; it takes one for each of several --data"
+            )
         if config.compile:
             check_compiler(self.device, "training.compile = true")
         torch.manual_seed(config.seed)
@@ -193,11 +197,9 @@ class Trainer:
         if still and self.accelerator.is_main_process:
             print(f"constant action dimensions, kept at their value: {still}")
         shares = None
-        if config.weights is not None:
-            assert isinstance(demonstrations, MixedDemonstrations)
-            shares = window_shares(
-                self.windows.steps.numpy(), demonstrations.part_ends, config.weights
-            )
+        if config.weights:
+            assert part_ends is not None
+            shares = window_shares(self.windows.steps.numpy(), part_ends, config.weights)
         self.order = BatchOrder(len(self.windows), config.batch_size, config.seed, shares)
         if self.order.batch_size < world * config.accumulation:
             raise UserError(
