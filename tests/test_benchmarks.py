@@ -292,6 +292,7 @@ def test_claims_on_steps_sizes_arms_and_stability_are_rendered(tmp_path: Path) -
         "| mip | 2 evaluations | small |  | 0.50 (0.250) |  | 10 |",
         "| Lift:UR5e | basin | 2 steps | 2.0 | 1.000 [0.929, 1.000] | 1 × 50 |",
     ):
+        assert row in text, text
 
 
 def test_the_page_of_language_is_rendered_from_results_alone(tmp_path: Path) -> None:
