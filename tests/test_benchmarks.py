@@ -21,6 +21,7 @@ from ebt_policy.benchmarks.language import render_language
 from ebt_policy.benchmarks.objectives import METHODS, STUDY, TASKS
 from ebt_policy.benchmarks.pages import Group, difference, render
 from ebt_policy.benchmarks.runner import missing_acts, read_lines, results_file
+from ebt_policy.benchmarks.stability import FACTORS, RATIO, SCALES
 from ebt_policy.benchmarks.study import LANDSCAPE, QUALITY, Act, Study
 from ebt_policy.config import DESCENT_DEFAULTS, DescentConfig, WindowConfig
 from ebt_policy.errors import UserError
@@ -273,6 +274,71 @@ def test_the_page_of_language_is_rendered_from_results_alone(tmp_path: Path) -> 
         "| basin | 2 steps | 0.75 |", "| hashed | seen | push | 0 | 8 | 0 | 2 |",
         "| puck | hashed | reach | 0.800 | 0.970 |",
     ):  # fmt: skip
+        assert row in text, text
+
+
+def test_claims_on_steps_sizes_arms_and_stability_are_rendered(tmp_path: Path) -> None:
+    write_cost(tmp_path / "objectives", ms=6_000.0)  # 60 s are the 10 steps of ``line``
+    write_cost(tmp_path / "scale", ms=12_000.0)
+    found = {"methods": {name: {"ms": 6_000.0} for name in METHODS}}
+    (tmp_path / "scale" / "cost-small.json").write_text(json.dumps(found))
+    energies = {"pushing": -3.0, "moving freely": 1.0}
+    more = {"latency_ms": {"p50": 4.0}, "energy_by_doing": energies, "validation_error": 0.25}
+    shown = (
+        ("compute", "robosuite-Lift/200/basin/0", "at most 20", 4.0, [1.0] * 49 + [0.0]),
+        ("compute", "robosuite-Lift/200/basin/0", "20 steps", 20.0, [1.0] * 50),
+        ("scale", "metaworld-pick-place-small/50/mip/0", "2 evaluations", 2.0, [1.0, 0.0] * 25),
+        ("embodiments", "robosuite-Lift-UR5e/50/basin/0", "2 steps", 2.0, [1.0] * 50),
+        ("embodiments", "robosuite-Lift-UR5e/50/diffusion/0", "DDIM-10", 10.0, [0.0] * 50),
+    )  # fmt: skip
+    for study, name, act, steps, scores in shown:
+        (cell,) = manipulation.STUDIES[study].cells([name])
+        assert runner.training_steps(cell, tmp_path / study) == 10
+        one = line(cell, act, scores, **more | {"descent_steps_mean": steps})
+        runner._append(results_file(cell, tmp_path / study), one)
+    disturbed = [f"start × {x:g}" for x in SCALES] + [f"step × {x:g}" for x in FACTORS]
+    kept = {name: {"diverged": 0.0, "error": 0.1} for name in ("undisturbed", *disturbed)}
+    lost = kept | {"start × 3": {"diverged": 0.5, "error": 1.0}}
+    policies = {
+        name: {
+            "exposure": {"demonstrated": [0.1, 0.1, 0.1], "visited": [own, own, own],
+                         RATIO: [10 * own, 9 * own, 11 * own]},
+            "growth": {"success": [1.0, 0.5], "distance": {"1": [50, 0.5, 0.75]}},
+            "divergence": {how: lost},
+        }
+        for name, own, how in (
+            ("energy policy", 0.2, "2 steps"), ("Diffusion Policy", 0.4, "DDIM-10"),
+        )
+    }  # fmt: skip
+    (tmp_path / "stability-x.json").write_text(json.dumps({"task": "x", "policies": policies}))
+    page = tmp_path / "claims.md"
+    names = (
+        "claims", "budgets", "phases", "exposure", "growth", "divergence", "scale", "embodiments",
+    )  # fmt: skip
+    page.write_text("\n".join(f"<!-- table: {name} --><!-- end -->" for name in names))
+    render_claims(page, tmp_path)
+    text = page.read_text()
+    for row in (
+        "in 0.20 of the steps, is at most 0.03 below 20 steps: Lift "
+        "| `bench compute --only 'robosuite-Lift/*'` | -0.020 [-0.060, +0.000], 1 × 50 "
+        "| open, of one training seed |",
+        "below DDIM-10: Lift:UR5e, 50 demonstrations "
+        "| `bench embodiments --only 'robosuite-Lift-UR5e/*'` | +1.000 [+0.929, +1.000], 1 × 50 "
+        "| holds, of one training seed |",
+        "below Diffusion Policy's: x | `bench stability … --json results/stability-x.json` "
+        "| 2.000 [1.800, 2.200] against 4.000 [3.600, 4.400] | holds, of one training seed |",
+        "diverge, 2 steps, starts × 0.5 to × 3: x | `bench stability … --json "
+        "results/stability-x.json` | 0.500 at the worst | does not hold, of one training seed |",
+        "steps × 0.5 to × 1.5: x | `bench stability … --json results/stability-x.json` "
+        "| 0.000 at the worst | holds, of one training seed |",
+        "| Lift | 20 steps | 20.00 | 1.000 [0.929, 1.000] |  | 4.0 | 1 × 50 |",
+        "| Lift | pushing | 8 | 2.12 | 0.125 | 3 | -3.0 |",
+        "| x | Diffusion Policy | 0.100 [0.100, 0.100] | 0.400 [0.400, 0.400] |  | 4.000",
+        "| x | energy policy | 0.50, 0.75 (50) |  |  |  |  | 1.00 / 0.50 |",
+        "| x | energy policy | 2 steps | 0.000 (0.100) |",
+        "| mip | 2 evaluations | small |  | 0.50 (0.250) |  | 10 |",
+        "| Lift:UR5e | basin | 2 steps | 2.0 | 1.000 [0.929, 1.000] | 1 × 50 |",
+    ):
         assert row in text, text
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conftest import config, generators, observations, policy
 from ebt_policy.config import DescentConfig
-from ebt_policy.descent import Trace, best_of, descend
+from ebt_policy.descent import Anchor, Trace, best_of, descend
 from ebt_policy.errors import UserError
 from ebt_policy.objectives.unrolled import unrolled
 from ebt_policy.policies import EnergyPolicy
@@ -279,3 +279,41 @@ def test_several_starts_without_spread_are_refused() -> None:
 def test_only_basin_trains_a_proposal() -> None:
     with pytest.raises(UserError, match=r"descent.start = proposal: objective = unrolled"):
         config(objective="unrolled", descent=DescentConfig())
+
+
+def test_an_anchor_is_one_more_bowl() -> None:
+    """Its minimum with a bowl of curvature one lies between the two, by weight; one step lands."""
+    anchor = Anchor(torch.full((2, 4, 2), 5.0), torch.tensor([[3.0], [1.0], [0.0], [0.0]]))
+    start = torch.randn(2, 4, 2)
+    settings = DescentConfig(steps=1, noise=0.0)
+    actions, _ = descend(bowl, start, settings, anchor=anchor)
+    expected = torch.tensor([4.0, 3.0, 1.0, 1.0])[None, :, None].expand(2, 4, 2)
+    assert torch.allclose(actions, expected, atol=1e-6)
+    assert torch.allclose(anchor.between(torch.ones(2, 4, 2)), expected)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_continuity_begins_where_the_earlier_plan_is_and_leaves_it(steps: int) -> None:
+    plain = policy(descent=DescentConfig(steps=steps, noise=0.0))
+    near = plain.with_sampling(DescentConfig(steps=steps, noise=0.0, continuity=1e6))
+    some = plain.with_sampling(DescentConfig(steps=steps, noise=0.0, continuity=8.0))
+    previous = torch.linspace(-100, 100, 32).reshape(1, 16, 2).numpy()
+    plans = [
+        made.predict_chunk(observations(1), generators(1), previous).plan[0]
+        for made in (plain, near, some)
+    ]
+    assert abs(plans[1][1:9] - previous[0, 1:9]).max() < 1
+    distances = [abs(plan - previous[0]).mean(1) for plan in plans]
+    assert distances[2][1] < 0.3 * distances[0][1]
+    assert distances[2][12] == pytest.approx(distances[0][12], rel=0.2)
+
+
+def test_continuity_keeps_to_the_way_that_was_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = policy(descent=DescentConfig(steps=1, continuity=8.0))
+    assert isinstance(made, EnergyPolicy)
+    ways = torch.tensor([-0.5, 0.0, 0.5]).reshape(1, 3, 1, 1).expand(60, 3, 16, 2)
+    monkeypatch.setattr(made.energy, "proposals", lambda memory, prefix: (ways, torch.zeros(60, 3)))
+    planned = torch.tensor([-0.45, 0.05, 0.45]).repeat(20).reshape(60, 1, 1).expand(60, 16, 2)
+    anchor = made._anchor(planned, None)
+    taken = made.proposal([], generators(60), None, anchor)[:, -1, 0]
+    assert torch.allclose(taken, torch.tensor([-0.5, 0.0, 0.5]).repeat(20), atol=1e-3)

@@ -50,6 +50,18 @@ def test_a_delay_is_so_many_steps_of_rest_first() -> None:
     assert np.linalg.norm(late[8, hand] - prompt[6, hand]) < 0.3 * behind
 
 
+def test_a_nudge_is_of_its_size_and_of_the_first_action_alone() -> None:
+    plain, nudged, again = (
+        roll(name) for name in ("planar/fork", "planar/fork+nudge=0.01", "planar/fork+nudge=0.01")
+    )
+    assert np.array_equal(nudged, again)
+    assert np.array_equal(roll("planar/fork+nudge=0"), plain)
+    off = np.linalg.norm((nudged - plain)[:, :2], axis=1)
+    assert off[0] == 0
+    assert 0 < off[1] <= 0.01 * np.sqrt(2) + 1e-6
+    assert off[-1] < off[1]  # every later action leads to the same place
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

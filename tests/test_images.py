@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import config, generators, write_zarr
 from ebt_policy import Batch, UserError, load_policy, save_policy
+from ebt_policy.cli.main import main
 from ebt_policy.config import StreamConfig, TrainingConfig, VisionConfig, from_json, to_json
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import Episode as Recorded
@@ -451,3 +452,16 @@ def test_a_camera_that_the_task_lacks_is_named(pusht_file: Path, tmp_path: Path)
     save_policy(make_policy(config(streams=streams)), tmp_path)
     with pytest.raises(UserError, match="--task pusht: observation has no stream 'behind'"):
         evaluate(Rollout(str(tmp_path), "pusht"), 1, 0, progress=False)
+
+
+def test_bench_encoders_tells_encoding_from_descent(tmp_path: Path) -> None:
+    path = tmp_path / "encoders.json"
+    command = ["bench", "encoders", "--preset", "tiny", "--rounds", "1", "--json", str(path)]
+    assert main(command) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert {(row["encoder"], row["policy"], row["steps"]) for row in rows} >= {
+        ("conv", "ebt", 2), ("resnet18", "ebt", 2), ("conv", "diffusion", 10),
+    }  # fmt: skip
+    for row in rows:
+        assert row["share"] == pytest.approx(row["encode_ms"] / row["p50_ms"], abs=2e-3)
+        assert row["parameters"] > (1e7 if row["encoder"] == "resnet18" else 1e5)

@@ -17,6 +17,7 @@ import torch
 
 from conftest import config, policy
 from ebt_policy import save_policy
+from ebt_policy.benchmarks.claims import render_claims
 from ebt_policy.benchmarks.delay import Link
 from ebt_policy.cli.main import main
 from ebt_policy.client import PolicyClient
@@ -234,3 +235,31 @@ def test_how_far_ahead_a_link_needs() -> None:
     delays = (0.0, 50.0, 99.0, 150.0, 400.0)
     assert [Link(ms, 0.0, 0.0).steps(10.0) for ms in delays] == [0, 2, 2, 3, 5]
     assert Link(190.0, 20.0, 0.0).steps(10.0) == 4
+
+
+def test_claims_of_delay_come_from_the_files(tmp_path: Path) -> None:
+    def measured(share: float, settings: list[str], scores: list[float], jerk: float) -> str:
+        rows = [
+            {
+                "delay_ms": ms, "success": 1.0, "success_ci95": [0.9, 1.0], "score": score,
+                "score_ci95": [0.0, 1.0], "seam_jerk": jerk, "inner_jerk": 0.1, "held": 0.0,
+                "scores": [score] * 9,
+            }
+            for ms, score in zip((0.0, 200.0), scores, strict=True)
+        ]  # fmt: skip
+        return json.dumps(
+            {"task": "a/b", "prefix_share": share, "settings": settings, "rows": rows}
+        )
+
+    (tmp_path / "delay-1.json").write_text(measured(0.0, [], [1.0, 0.6], 2.0))
+    (tmp_path / "delay-2.json").write_text(
+        measured(0.5, ["descent.continuity=2"], [0.9, 0.88], 1.0)
+    )
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: delay -->\n<!-- end -->\n<!-- table: claims -->\n<!-- end -->\n")
+    render_claims(page, tmp_path)
+    text = page.read_text()
+    assert "| a/b | plain | 200 | 1.000 [0.900, 1.000] | 0.600 [0.000, 1.000] | 2 | 0.1 |" in text
+    kept, jerk = [line for line in text.splitlines() if "frozen prefix, continuity 2, 200" in line]
+    assert "0.978 against 0.600 of plain chunking, 1 × 9 | holds, of one training seed" in kept
+    assert "1 against 2 | holds, of one training seed" in jerk

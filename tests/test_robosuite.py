@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from functools import cache
 from pathlib import Path
 
@@ -179,6 +180,23 @@ def test_forty_demonstrations_without_a_failed_grasp_or_a_retry(name: str) -> No
     assert made[-1].seed < 42  # at least 95% succeed
     for episode in made:
         check_no_failed_grasp_or_retry(task, episode, objects=2 if name == "ToolHang" else 1)
+
+
+@pytest.mark.parametrize("name", ["Lift", "PickPlaceCan", "NutAssemblySquare"])
+def test_what_a_hand_does_is_told_from_observations(name: str) -> None:
+    task, made = demonstrations(name, EPISODES[name])
+    assert task.describe is not None
+    seen = made[0].observations
+    chunk = [{key: values[step] for key, values in seen.items()} for step in range(0, 400, 8)
+             if step < len(made[0].actions)]  # fmt: skip
+    doing = [task.describe(*pair) for pair in itertools.pairwise(chunk)]
+    kinds = [kind for kind, _ in itertools.groupby(doing)]
+    assert kinds[:2] == ["reaching", "grasping"]
+    assert set(kinds[2:]) <= {"carrying", "placing"}
+    assert ("placing" in kinds) == (name != "Lift")
+    hand = {"robot0_eef_pos": np.zeros(3), "object": np.full(14, 0.01)}
+    away = hand | {"robot0_eef_pos": np.full(3, 0.2)}
+    assert task.describe(hand, away) == "leaving"
 
 
 def test_missed_and_dropped_grasps_are_noticed() -> None:

@@ -243,7 +243,7 @@ def malformed(random: np.random.Generator) -> bytes | str:
         np.zeros(0), np.full(5, np.nan), np.full(5, 1e300), np.zeros((2, 5), bool),
         np.zeros((3, 5)), np.zeros((2, 2, 3)), np.array(["a"] * 5), np.int64(3), np.zeros((1,) * 8),
     )  # fmt: skip
-    keys = ("state", "extra", "reset", "seed", "last_action", "observation/state")
+    keys = ("state", "extra", "reset", "seed", "last_action", "prefix", "observation/state")
     if way in (7, 8):  # types confused
         value = values[random.integers(len(values))]
         return pack({**one(), keys[random.integers(len(keys))]: value})
@@ -286,7 +286,7 @@ def test_any_bytes_are_a_message_or_a_mistake(data: bytes) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(message=st.dictionaries(
-    st.sampled_from(["state", "extra", "reset", "seed", "last_action"]),
+    st.sampled_from(["state", "extra", "reset", "seed", "last_action", "prefix"]),
     st.one_of(VALUES, st.integers(0, 6).map(lambda n: np.zeros((2,) * n)), st.just(np.zeros(5))),
 ))  # fmt: skip
 def test_any_values_are_an_observation_or_a_mistake(message: dict[str, Any]) -> None:
@@ -898,3 +898,25 @@ def test_ros2_node_drives_an_arm(monkeypatch: pytest.MonkeyPatch) -> None:
         answer = made["~/reset"](None, SimpleNamespace(success=False))
         assert answer.success
         running.client.close()
+
+
+@pytest.mark.parametrize("key", ["task", "prompt", "observation/task"])
+def test_only_sentences_are_read_as_sentences(key: str) -> None:
+    streams = {
+        "state": StreamConfig((5,)),
+        "task": StreamConfig((256,), kind="text", encoder="hashed"),
+    }
+    made = make_policy(PolicyConfig("ebt", streams, 2, NETWORK)).eval()
+    episode = Episode(made)
+    wrong: list[Any] = [
+        None, True, -1, 2**64 - 1, 1e300, b"x", [1, [2]], ["a", "b"], {"a": 1}, [], "", " ?! ",
+        "a" * 10**6, "a " * 500, np.zeros(0), np.zeros(256), np.array(["a"] * 3),
+        np.array([b"abc"]), np.array([], "U1"), np.array([["a"]]),
+    ]  # fmt: skip
+    for value in wrong:
+        with pytest.raises(UserError):
+            episode.observe(unpack(pack({"state": np.zeros(5), key: value})))
+    episode.observe(unpack(pack({"state": np.zeros(5), key: "push the block"})))
+    windows = {"state": np.zeros((2, 5)), key: np.array(["push the block"] * 2)}
+    episode.observe(unpack(pack(windows)))
+    assert episode.window()["task"].shape == (1, 2, 256)

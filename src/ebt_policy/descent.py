@@ -72,6 +72,27 @@ def step_size(
     return scale[:, None, None]
 
 
+@dataclass(frozen=True)
+class Anchor:
+    """What each chunk should stay near: 1/2 weight ||a - actions||^2 is added to its energy.
+
+    Attributes:
+        actions: normalised chunks.
+        weights: for each action of a chunk, at least 0.
+    """
+
+    actions: Float[Tensor, "b t a"]
+    weights: Float[Tensor, "t 1"]
+
+    def between(self, chunks: Float[Tensor, "b t a"]) -> Float[Tensor, "b t a"]:
+        """The minima of bowls of curvature 1 around ``chunks`` with this beside them."""
+        return (chunks + self.weights * self.actions) / (1 + self.weights)
+
+    def repeated(self, starts: int) -> Anchor:
+        """Each sample's ``starts`` times in a row."""
+        return Anchor(self.actions.repeat_interleave(starts, 0), self.weights)
+
+
 def descend(
     energy: Energy,
     start: Float[Tensor, "b t a"],
@@ -80,6 +101,7 @@ def descend(
     keep_path: bool = False,
     taken: int = 0,
     free: Float[Tensor, "b t 1"] | None = None,
+    anchor: Anchor | None = None,
 ) -> tuple[Float[Tensor, "b t a"], Trace]:
     """Descend ``energy`` from ``start``; works inside ``no_grad`` and ``inference_mode`` too.
 
@@ -92,6 +114,7 @@ def descend(
         taken: steps that led to ``start`` already; they count towards ``config.steps``.
         free: 1 for the actions that descend, 0 for those that stay as they are in ``start``;
             without it all descend.
+        anchor: added to the energy; steps are shorter by the curvature that it adds.
 
     Returns:
         The last iterates and the trace.
@@ -113,7 +136,11 @@ def descend(
             if noise is not None:
                 walk = noise[k - taken] if free is None else noise[k - taken] * free
                 point = point + config.noise * walk
-            value, gradient = energy_and_gradient(energy, point + config.momentum * velocity)
+            ahead = point + config.momentum * velocity
+            value, gradient = energy_and_gradient(energy, ahead)
+            if anchor is not None:
+                gradient = gradient + anchor.weights * (ahead - anchor.actions)
+                gradient = gradient / (1 + anchor.weights)
             if free is not None:
                 gradient = gradient * free
             energies.append(value)

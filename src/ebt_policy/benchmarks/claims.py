@@ -1,7 +1,8 @@
 """``docs/claims.md``: the paper's claims with our figures, from the files of ``results/`` alone.
 
 A claim *holds* where the 95% interval says so, *does not hold* where it says the contrary, and is
-*open* where it says neither. Of the alarm, which states a rate, the measured rate is judged.
+*open* where it says neither. Of the alarm, which states a rate, and of diverging descents the
+measured rate is judged.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 from ebt_policy.benchmarks import manipulation, objectives
 from ebt_policy.benchmarks.manipulation import IMAGINING, RECOVERIES, SHIFTS
 from ebt_policy.benchmarks.pages import Group, Results, difference, fill, interval, markdown
+from ebt_policy.benchmarks.stability import CHUNKS, FACTORS, RATIO, SCALES
+from ebt_policy.benchmarks.study import BenchTask
 from ebt_policy.benchmarks.uncertainty import SHIFTS as SHIFTED_BY
 from ebt_policy.evaluation.statistics import bootstrap_crossed
 
@@ -26,7 +29,14 @@ NAMES = {
     "robosuite-NutAssemblySquare": "Square",
 }
 _MARGIN = 0.03  # how far below "not below" allows
+_DELAY, _KEPT = 200.0, 0.95  # ms, and what is left of the undelayed score
 _ALARM_MARGIN = 0.03  # how far from the stated rate the measured one may be
+_DIVERGING = 0.05
+_DISTURBED = {
+    "start": f"starts × {min(SCALES):g} to × {max(SCALES):g}",
+    "step": f"steps × {min(FACTORS):g} to × {max(FACTORS):g}",
+}
+MANY = max(manipulation.STEP_BUDGETS)
 _TARGETS = {"Lift": 0.98, "Can": 0.95, "Square": 0.80}
 
 
@@ -44,6 +54,8 @@ class Found:
         self.objectives = Results(folder / objectives.STUDY.name)
         self.uncertainty = _files(folder, "uncertainty-*.json")
         self.alarms = _files(folder, "alarm-*.json")
+        self.delays = _files(folder, "delay-*.json")
+        self.stability = _files(folder, "stability-*.json")
 
 
 def _files(folder: Path, pattern: str) -> dict[str, Any]:
@@ -64,6 +76,10 @@ def render_claims(page: Path, folder: Path) -> None:
             "compute": lambda: _compute(found), "recovery": lambda: _recovery(found),
             "energy": lambda: _energy(found), "shift": lambda: _shift(found),
             "uncertainty": lambda: _uncertainty(found), "alarms": lambda: _alarms(found),
+            "budgets": lambda: _budgets(found), "phases": lambda: _phases(found),
+            "exposure": lambda: _exposure(found), "growth": lambda: _growth(found),
+            "divergence": lambda: _divergence(found), "scale": lambda: _scale(found),
+            "embodiments": lambda: _embodiments(found), "delay": lambda: _delay(found),
         },
     )  # fmt: skip
 
@@ -101,6 +117,14 @@ def _claims(found: Found) -> str:
             (name, found.studies["tasks"], slug, "successes", f"bench tasks --only '{slug}/200/*'")
             for slug, name in NAMES.items()
         ),
+        *(
+            (
+                f"{_arm(task)}, {task.demonstrations[-1]} demonstrations",
+                found.studies["embodiments"], slug, "successes",
+                f"bench embodiments --only '{slug}/*'",
+            )
+            for slug, task in manipulation.EMBODIMENTS.tasks.items()
+        ),
     ]  # fmt: skip
     for name, results, slug, key, command in pairs:
         ours = results.get(slug, *OURS)
@@ -127,6 +151,9 @@ def _claims(found: Found) -> str:
         command = f"`bench recovery --only '{slug}/200/*'`"
         for disturbance in RECOVERIES:
             rows += _recovery_claims(found.studies["recovery"], slug, name, disturbance, command)
+    rows += _compute_claims(found.studies["compute"])
+    rows += _stability_claims(found)
+    rows += _delay_claims(found)
     for file, measured in found.uncertainty.items():
         signals, where = measured["signals"], measured["task"]
         command = f"`bench uncertainty … --task {where} --json results/{file}`"
@@ -181,6 +208,56 @@ def _recovery_claims(
                 f"recovers more often than plain Diffusion Policy: {what}", command,
                 f"{interval(gap, signed=True)}, {_size(gap)}",
                 _of(gap, verdict),
+            ])  # fmt: skip
+    return rows
+
+
+def _compute_claims(results: Results) -> list[list[str]]:
+    """Steps until they no longer move the chunk, against always as many as allowed."""
+    rows = []
+    for slug, name in NAMES.items():
+        ours, all_steps = (
+            results.get(slug, "basin", act)
+            for act in (f"at most {MANY}", manipulation.ALL_STEPS.name)
+        )
+        if ours is None or all_steps is None:
+            continue
+        gap = difference(ours, all_steps, "successes")
+        low, high = bootstrap_crossed(gap, are_differences=True)
+        share = ours.mean("descent_steps_mean") / all_steps.mean("descent_steps_mean")
+        rows.append([
+            f"stopping by itself, in {share:.2f} of the steps, is at most {_MARGIN:g} below {MANY} "
+            f"steps: {name}", f"`bench compute --only '{slug}/*'`",
+            f"{interval(gap, signed=True)}, {_size(gap)}", _of(gap, _verdict(low, high, -_MARGIN)),
+        ])  # fmt: skip
+    return rows
+
+
+def _stability_claims(found: Found) -> list[list[str]]:
+    rows = []
+    for file, measured in found.stability.items():
+        where, command = measured["task"], f"`bench stability … --json results/{file}`"
+        ours = measured["policies"]["energy policy"]
+        theirs = measured["policies"].get("Diffusion Policy", {"exposure": {}})
+        if RATIO in ours["exposure"] and RATIO in theirs["exposure"]:
+            one, other = ours["exposure"][RATIO], theirs["exposure"][RATIO]
+            verdict = (
+                "holds" if one[2] < other[1] else "does not hold" if one[1] > other[2] else "open"
+            )
+            rows.append([
+                "the error on its own states, over that on demonstrations, is below Diffusion "
+                f"Policy's: {where}", command, f"{_bracketed(*one)} against {_bracketed(*other)}",
+                f"{verdict}, of one training seed",
+            ])  # fmt: skip
+        for what in ("start", "step"):
+            how, conditions = next(iter(ours["divergence"].items()))  # as it was saved to act
+            worst = max(c["diverged"] for name, c in conditions.items() if name.startswith(what))
+            verdict = "holds" if worst <= _DIVERGING else "does not hold"
+            rows.append([
+                f"at most {_DIVERGING:g} of the descents diverge, {how}, {_DISTURBED[what]}: "
+                + where,
+                command, f"{worst:.3f} at the worst",
+                f"{verdict}, of one training seed",
             ])  # fmt: skip
     return rows
 
@@ -358,3 +435,200 @@ def _alarms(found: Found) -> str:
     return markdown(
         ["task", "stated rate", "alarm in successful episodes", "in failed episodes"], rows
     )
+
+
+def _budgets(found: Found) -> str:
+    """Success by the steps allowed."""
+    results = found.studies["compute"]
+    rows = []
+    for slug, name in NAMES.items():
+        every = results.get(slug, "basin", manipulation.ALL_STEPS.name)
+        for method, act in _acts("compute", results):
+            group = results.get(slug, method, act)
+            if group is None:
+                continue
+            gap = None if every is None else difference(group, every, "successes")
+            rows.append([
+                name, act, f"{group.mean('descent_steps_mean'):.2f}",
+                interval(group.values("successes")),
+                "" if gap is None or group is every else interval(gap, signed=True),
+                f"{group.mean('latency_ms', 'p50'):.1f}", _size(group.values("successes")),
+            ])  # fmt: skip
+    head = ["task", "acts by", "steps", "success [95%]", f"minus {MANY} steps", "ms a chunk"]
+    return markdown([*head, "seeds × starts"], rows)
+
+
+def _phases(found: Found) -> str:
+    """Steps and energy by what the robot did, of the descents that stop by themselves."""
+    rows = []
+    for slug, name in NAMES.items():
+        group = found.studies["compute"].get(slug, "basin", f"at most {MANY}")
+        if group is None:
+            continue
+        counts: dict[str, dict[int, int]] = {}
+        for line in group.lines:
+            for doing, taken in line["steps_by_doing"].items():
+                mine = counts.setdefault(doing, {})
+                for steps, number in taken.items():
+                    mine[int(steps)] = mine.get(int(steps), 0) + number
+        for doing, mine in counts.items():
+            chunks = sum(mine.values())
+            energies = [line["energy_by_doing"][doing] for line in group.lines
+                        if doing in line["energy_by_doing"]]  # fmt: skip
+            rows.append([
+                name, doing, str(chunks),
+                f"{sum(steps * number for steps, number in mine.items()) / chunks:.2f}",
+                f"{sum(n for steps, n in mine.items() if steps > 2) / chunks:.3f}",
+                str(max(mine)), f"{np.mean(energies):.1f}",
+            ])  # fmt: skip
+    return markdown(
+        ["task", "doing", "chunks", "steps", "more than 2", "most", "mean energy"], rows
+    )
+
+
+def _exposure(found: Found) -> str:
+    rows = []
+    for measured in found.stability.values():
+        for policy, one in measured["policies"].items():
+            cells = [
+                _bracketed(*one["exposure"][where]) if where in one["exposure"] else ""
+                for where in ("demonstrated", "visited", "visited, successes only", RATIO)
+            ]
+            rows.append([measured["task"], policy, *cells])
+    head = ["task", "policy", "on demonstrations", "on its own states", "of its successes only"]
+    return markdown([*head, "its own / demonstrated"], rows)
+
+
+def _growth(found: Found) -> str:
+    chunks = [str(chunk) for chunk in CHUNKS]
+    rows = []
+    for measured in found.stability.values():
+        for policy, one in measured["policies"].items():
+            growth = one["growth"]
+            cells = []
+            for chunk in chunks:
+                pairs, median, most = growth["distance"].get(chunk, (0, 0, 0))
+                cells.append(f"{median:.2f}, {most:.2f} ({pairs})" if pairs else "")
+            success = " / ".join(f"{rate:.2f}" for rate in growth["success"])
+            rows.append([measured["task"], policy, *cells, success])
+    head = [f"{chunk} chunk{'s' if chunk != '1' else ''}" for chunk in chunks]
+    return markdown(["task", "policy", *head, "success without / with"], rows)
+
+
+def _divergence(found: Found) -> str:
+    names = [
+        "undisturbed",
+        *(f"start × {s:g}" for s in SCALES),
+        *(f"step × {f:g}" for f in FACTORS),
+    ]
+    rows = []
+    for measured in found.stability.values():
+        for policy, one in measured["policies"].items():
+            for how, conditions in one["divergence"].items():
+                cells = [
+                    f"{conditions[name]['diverged']:.3f} ({conditions[name]['error']:.3f})"
+                    for name in names
+                ]
+                rows.append([measured["task"], policy, how, *cells])
+    return markdown(["task", "policy", "acts by", *names], rows)
+
+
+def _scale(found: Found) -> str:
+    """Success and validation error by method, network and number of demonstrations."""
+    results, tasks = found.studies["scale"], manipulation.SCALE.tasks
+    counts = next(iter(tasks.values())).demonstrations
+    rows = []
+    for method, act in _acts("scale", results):
+        for slug, task in tasks.items():
+            groups = {count: results.get(slug, method, act, count) for count in counts}
+            measured = {count: group for count, group in groups.items() if group is not None}
+            if not measured:
+                continue
+            cells = [
+                f"{measured[count].values('successes').mean():.2f} "
+                f"({measured[count].mean('validation_error'):.3f})"
+                if count in measured
+                else ""
+                for count in counts
+            ]
+            one = next(iter(measured.values()))
+            rows.append([method, act, task.preset, *cells, f"{one.mean('training', 'steps'):,.0f}"])
+    head = [f"{count} demonstrations" for count in counts]
+    return markdown(["method", "acts by", "network", *head, "training steps"], rows)
+
+
+def _arm(task: BenchTask) -> str:
+    return task.name.removeprefix("robosuite/")
+
+
+def _embodiments(found: Found) -> str:
+    results = found.studies["embodiments"]
+    rows = []
+    for slug, task in manipulation.EMBODIMENTS.tasks.items():
+        for method, act in _acts("embodiments", results):
+            group = results.get(slug, method, act)
+            if group is not None:
+                values = group.values("successes")
+                rows.append([
+                    _arm(task), method, act, f"{group.mean('descent_steps_mean'):.1f}",
+                    interval(values), _size(values),
+                ])  # fmt: skip
+    return markdown(["task", "method", "acts by", "steps", "success [95%]", "seeds × starts"], rows)
+
+
+def _chunking(measured: dict[str, Any]) -> str:
+    """How the chunks of a measurement of delay fit together, in a few words."""
+    ways = ["frozen prefix" if measured["prefix_share"] else "plain"]
+    for setting in measured["settings"]:
+        name, value = setting.removeprefix("descent.").split("=")
+        ways.append("warm start" if name == "warm_start" else f"{name} {value}")
+    return ", ".join(ways)
+
+
+def _delay(found: Found) -> str:
+    rows = [
+        [
+            measured["task"], _chunking(measured), f"{row['delay_ms']:g}",
+            _bracketed(row["success"], *row["success_ci95"]),
+            _bracketed(row["score"], *row["score_ci95"]),
+            f"{row['seam_jerk']:.3g}", f"{row['inner_jerk']:.3g}",
+            f"{100 * row['held']:.1f} %", f"{len(row['scores'])}",
+        ]
+        for measured in found.delays.values()
+        for row in measured["rows"]
+    ]  # fmt: skip
+    head = ["task", "chunks", "delay, ms", "success [95%]", "score [95%]"]
+    return markdown([*head, "jerk, seams", "jerk, elsewhere", "held", "episodes"], rows)
+
+
+def _delay_claims(found: Found) -> list[list[str]]:
+    """Of every frozen prefix, with what plain chunking does on its task beside it."""
+    claims = []
+    for file, ours in found.delays.items():
+        if not ours["prefix_share"]:
+            continue
+        plain = [
+            other
+            for other in found.delays.values()
+            if other["task"] == ours["task"] and _chunking(other) == "plain"
+        ]
+        if not plain:
+            continue
+        by_delay = [{row["delay_ms"]: row for row in one["rows"]} for one in (ours, plain[0])]
+        where = f"{ours['task']}, {_chunking(ours)}, {_DELAY:g} ms"
+        command = f"`bench delay … --json results/{file}`"
+        undelayed, delayed = (np.array(by_delay[0][ms]["scores"])[None] for ms in (0, _DELAY))
+        low, high = bootstrap_crossed(delayed - _KEPT * undelayed, are_differences=True)
+        kept = [by_delay[i][_DELAY]["score"] / by_delay[i][0]["score"] for i in (0, 1)]
+        claims.append([
+            f"keeps {_KEPT:g} of the undelayed score: {where}", command,
+            f"{kept[0]:.3f} against {kept[1]:.3f} of plain chunking, 1 × {delayed.shape[1]}",
+            _of(delayed, _verdict(low, high, 0.0)),
+        ])  # fmt: skip
+        jerks = [by_delay[i][_DELAY]["seam_jerk"] for i in (0, 1)]
+        claims.append([
+            f"the jerk where chunks begin is at most half of plain chunking's: {where}", command,
+            f"{jerks[0]:.3g} against {jerks[1]:.3g}",
+            _of(delayed, "holds" if jerks[0] <= 0.5 * jerks[1] else "does not hold"),
+        ])  # fmt: skip
+    return claims

@@ -20,9 +20,11 @@ from tqdm import tqdm
 from ebt_policy.benchmarks.serving import serving
 from ebt_policy.client import PolicyClient
 from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
+from ebt_policy.policies.files import load_policy
 from ebt_policy.provenance import provenance
 from ebt_policy.tasks import make_task
 from ebt_policy.tasks.base import Environment, Task
+from ebt_policy.training.files import read_summary
 
 _LOST_AFTER = 1.0  # s
 
@@ -112,7 +114,7 @@ def measure_delay(
         UserError: the task or the policy is unknown, or they do not suit each other.
     """
     make_task(task)
-    rows = []
+    config, rows = load_policy(run).config, []
     context = multiprocessing.get_context("spawn")
     with serving(run, settings) as (_, port), context.Pool(min(robots, episodes)) as pool:
         for link in links:
@@ -121,8 +123,10 @@ def measure_delay(
             found = list(tqdm(pool.imap(_drive, jobs), name, episodes, unit="ep"))
             rows.append(_row(link, found))
     return {
-        "run": run.name, "task": task, "settings": settings, "episodes": episodes,
-        "first_seed": first_seed, "robots": robots, "rows": rows, **provenance(),
+        "run": run.name, "task": task, "settings": settings, "policy": config.policy,
+        "prefix_share": config.basin.prefix_share, "windows": asdict(config.windows),
+        "episodes": episodes, "first_seed": first_seed, "robots": robots, "rows": rows,
+        "training": read_summary(run), **provenance(),
     }  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """The studies behind ``docs/claims.md``: the paper's manipulation tasks and its claims.
 
-All but the first look at the policies that the first has trained. The ways of acting that are
-compared: two descent steps and steps until they no longer move the chunk, against a Diffusion
-Policy's ten and hundred, two-step and one-step regression, and implicit behavioural cloning.
+Recovery, shift and compute look at the policies that the first study has trained; scale and
+embodiments train their own. The ways of acting that are compared: two descent steps and steps
+until they no longer move the chunk, against a Diffusion Policy's ten and hundred, two-step and
+one-step regression, and implicit behavioural cloning.
 """
 
 from __future__ import annotations
@@ -78,4 +79,53 @@ RECOVERY = Study("recovery", _WHOLE, {n: _recovering(m) for n, m in _METHODS.ite
 SHIFT = Study(
     "shift", _WHOLE, {n: _disturbed(m, SHIFTS) for n, m in _METHODS.items()}, work="tasks"
 )
-STUDIES = {study.name: study for study in (TASKS, RECOVERY, SHIFT)}
+
+STEP_BUDGETS = (20, 10, 5, 3, 2, 1)
+
+
+def _at_most(steps: int) -> Act:
+    """Steps until they no longer move the chunk, but at most so many."""
+    limit = f"descent.steps={steps}"
+    return replace(ADAPTIVE, name=f"at most {steps}", settings=(limit, *ADAPTIVE.settings[1:]))
+
+
+ALL_STEPS = Act("20 steps", ("descent.steps=20",))
+_BUDGETED = replace(METHODS["basin"], acts=(ALL_STEPS, *map(_at_most, STEP_BUDGETS)))
+COMPUTE = Study(
+    "compute",
+    {slug: replace(task, methods=("basin",)) for slug, task in _WHOLE.items()},
+    {"basin": _BUDGETED},
+    work="tasks",
+)
+
+PRESETS_COMPARED = ("tiny", "small", "paper")
+_SCALED = tuple(
+    BenchTask(
+        "metaworld/pick-place", (10, 50, 200), 60.0, (0,), 50,
+        ("basin", "diffusion", "flow", "mip", "regression"), preset=preset,
+    )
+    for preset in PRESETS_COMPARED
+)  # fmt: skip
+_CORE = {
+    name: replace(method, acts=tuple(act for act in method.acts if act.core))
+    for name, method in (_METHODS | {"flow": METHODS["flow"]}).items()
+}
+SCALE = Study(
+    "scale",
+    {task.slug: task for task in _SCALED},
+    {
+        # Compiling takes longer than these few steps.
+        name: replace(
+            method, acts=tuple(replace(act, validates=True) for act in method.acts), compile=False
+        )
+        for name, method in _CORE.items()
+    },
+)
+
+_ARMS = tuple(
+    BenchTask(f"robosuite/{name}", (50,), 60.0, (0,), 50, ("basin", "diffusion"))
+    for name in ("Lift", "Lift:UR5e", "Lift:Sawyer")
+)
+EMBODIMENTS = Study("embodiments", {task.slug: task for task in _ARMS}, _CORE)
+
+STUDIES = {study.name: study for study in (TASKS, RECOVERY, SHIFT, COMPUTE, SCALE, EMBODIMENTS)}

@@ -23,7 +23,6 @@ from ebt_policy.benchmarks.landscape import fork_landscape
 from ebt_policy.benchmarks.study import (
     EVALUATION_SEED,
     LANDSCAPE,
-    PRESET,
     QUALITY,
     WORDS,
     Act,
@@ -33,6 +32,7 @@ from ebt_policy.benchmarks.study import (
 from ebt_policy.config import PolicyConfig, StreamConfig, TrainingConfig, from_json, override
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.errors import UserError
+from ebt_policy.evaluation.action_error import action_errors, chunk_starts, unseen_windows
 from ebt_policy.evaluation.calibration import training_windows
 from ebt_policy.evaluation.energy_quality import energy_quality, sentence_quality
 from ebt_policy.evaluation.rollout import Rollout, evaluate
@@ -42,7 +42,6 @@ from ebt_policy.policies.files import CONFIG_FILE, WEIGHTS_FILE, load_policy
 from ebt_policy.provenance import provenance
 from ebt_policy.tasks.metaworld_sentences import meaning
 from ebt_policy.training.files import TRAINING_FILE, read_summary
-from ebt_policy.windows.arrays import load_arrays
 from ebt_policy.windows.windows import Windows
 
 QUALITY_OBSERVATIONS = 500
@@ -85,13 +84,14 @@ def training_steps(cell: Cell, folder: Path) -> int:
     Raises:
         UserError: they were not measured yet.
     """
-    name = f"cost-{PRESET}.json"
+    preset = cell.task.preset
+    name = f"cost-{preset}.json"
     path = folder / name
     if not path.exists():
         path = folder.parent / "objectives" / name
     if not path.exists():
         raise UserError(
-            f"{folder / name}: missing; 'ebt-policy bench cost --preset {PRESET} --results "
+            f"{folder / name}: missing; 'ebt-policy bench cost --preset {preset} --results "
             f"{folder}' measures what a step of each method costs, on a machine that does nothing "
             "else"
         )
@@ -125,7 +125,7 @@ def _config(cell: Cell) -> PolicyConfig:
     """The cell's policy as it would be trained today, but for the data's shapes."""
     method = cell.method
     streams = {"state": StreamConfig((1,))}
-    config = PolicyConfig.of_preset(PRESET, method.policy, streams, 1, method.objective)
+    config = PolicyConfig.of_preset(cell.task.preset, method.policy, streams, 1, method.objective)
     return override(config, method.settings)
 
 
@@ -162,7 +162,8 @@ def run_cells(
     print(f"{len(chosen)} cells, {len(chosen) - len(waiting)} have their results", flush=True)
     for cell in waiting:  # not by two cells at once
         demonstrations_file(cell, work, pusht)
-        if {QUALITY, WORDS} & {act.name for act in missing_acts(cell, results)}:
+        missing = missing_acts(cell, results)
+        if any(act.name in (QUALITY, WORDS) or act.validates for act in missing):
             held_out_file(cell, work)
     failed: list[str] = []
 
@@ -193,7 +194,7 @@ def demonstrations_file(cell: Cell, work: Path, pusht: Path) -> Path:
         if not pusht.exists():
             raise UserError(f"--pusht {pusht}: no such data; ebt-policy data get pusht brings it")
         return pusht
-    path = work / "data" / f"{cell.task.slug}-{cell.demonstrations}.hdf5"
+    path = work / "data" / f"{cell.task.data}-{cell.demonstrations}.hdf5"
     if not path.exists():
         _command("collect", cell.task.name, "--episodes", cell.demonstrations, "--out", path)
     return path
@@ -203,7 +204,7 @@ def held_out_file(cell: Cell, work: Path) -> Path | None:
     """Demonstrations of the task from other starts; None where they cannot be made."""
     if not cell.task.demonstrations:
         return None
-    path = work / "data" / f"{cell.task.slug}-held-out.hdf5"
+    path = work / "data" / f"{cell.task.data}-held-out.hdf5"
     if not path.exists():
         _command(
             "collect", cell.task.name, "--episodes", HELD_OUT_EPISODES, "--seed", HELD_OUT_SEED,
@@ -228,7 +229,7 @@ def _run_cell(cell: Cell, run: Path, work: Path, results: Path, pusht: Path) -> 
     data = demonstrations_file(cell, work, pusht)
     if read_summary(run) is None:
         _command(
-            "train", "--data", data, "--preset", PRESET, *cell.method.options,
+            "train", "--data", data, "--preset", cell.task.preset, *cell.method.options,
             "--steps", str(training_steps(cell, results)), "--seed", str(cell.seed),
             "--out", run, "--resume",
         )  # fmt: skip
@@ -246,8 +247,9 @@ def _run_cell(cell: Cell, run: Path, work: Path, results: Path, pusht: Path) -> 
         elif act.name == LANDSCAPE:
             measured = fork_landscape(run)
         else:
+            acting_run = _imagining(act.imagines, run, data) if act.imagines else run
             measured = _evaluation(
-                cell, act, _imagining(act.imagines, run, data) if act.imagines else run
+                cell, act, acting_run, held_out_file(cell, work) if act.validates else None
             )
         line = {
             "cell": cell.name, "task": cell.task.name, "demonstrations": cell.demonstrations,
@@ -297,7 +299,7 @@ def _append(path: Path, line: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
+def _evaluation(cell: Cell, act: Act, run: Path, held_out: Path | None) -> dict[str, Any]:
     policy = load_policy(run)
     acting = None
     if policy.acting is not None:
@@ -310,19 +312,27 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
     for key in ("moments", "policy", "task", "seeds"):
         result.pop(key)
     steps_by_doing: dict[str, dict[int, int]] = {}
+    energies: dict[str, list[float]] = {}
     for record in records:
-        for doing, taken in zip(record["doing"], record["descent_steps"], strict=False):
-            counts = steps_by_doing.setdefault(doing, {})
+        for chunk, doing in enumerate(record["doing"]):
+            counts, taken = steps_by_doing.setdefault(doing, {}), record["descent_steps"][chunk]
             counts[taken] = counts.get(taken, 0) + 1
+            energies.setdefault(doing, []).extend(record["energy"][chunk : chunk + 1])
     around = _energy_around(records, policy.config.windows.action_steps)
     return (
         result
         | ({"energy_around": around} if around else {})
+        | ({} if held_out is None else {"validation_error": _validation_error(rollout, held_out)})
         | {
             "first_seed": EVALUATION_SEED,
             "scores": [round(record["score"], 4) for record in records],
             "successes": [int(record["success"]) for record in records],
             "steps_by_doing": steps_by_doing,
+            "energy_by_doing": {
+                doing: round(float(np.mean(values)), 4)
+                for doing, values in energies.items()
+                if values
+            },
             "first_episode": {
                 "steps": records[0]["descent_steps"],
                 "doing": records[0]["doing"],
@@ -330,6 +340,14 @@ def _evaluation(cell: Cell, act: Act, run: Path) -> dict[str, Any]:
             },
         }
     )
+
+
+def _validation_error(rollout: Rollout, held_out: Path) -> float:
+    """Root mean square error of the executed actions, in half ranges, on other demonstrations."""
+    policy = rollout.policy()
+    windows = unseen_windows(Path(rollout.run), policy, str(held_out))
+    errors = action_errors(policy, windows, chunk_starts(windows))
+    return round(float(np.sqrt(np.nanmean(np.square(errors)))), 5)
 
 
 @functools.cache  # once for all the ways of acting of a cell
@@ -365,12 +383,7 @@ def _windows(
 ) -> tuple[Windows, Windows]:
     """The windows a run was trained on, and those it held out (or all of another file)."""
     trained, held_out = training_windows(run, policy, str(data))
-    if other is not None:
-        more = open_demonstrations(str(other))
-        arrays = load_arrays(more, policy.config.streams)
-        every = np.arange(more.episodes)
-        held_out = Windows(arrays, more.episode_ends, every, policy.config.windows)
-    return trained, held_out
+    return trained, held_out if other is None else unseen_windows(run, policy, str(other))
 
 
 def _quality(run: Path, data: Path, other: Path | None) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from ebt_policy.config import ObjectiveName, PolicyName
 from ebt_policy.errors import UserError
 
-PRESET = "tiny"
 EVALUATION_SEED = 100_000
 QUALITY = "energy quality"
 LANDSCAPE = "landscape"  # of the fork, once
@@ -35,6 +34,7 @@ class Act:
         disturbance: added to the task's name, as ``--task`` takes it; empty for none.
         imagines: streams that the policy may imagine otherwise (``calibrate --imagine``); its
             alarm is calibrated on held-out demonstrations.
+        validates: whether the error of its actions on other demonstrations is measured, too.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Act:
     core: bool = False
     disturbance: str = ""
     imagines: tuple[str, ...] = ()
+    validates: bool = False
 
     @property
     def is_rollout(self) -> bool:
@@ -99,6 +100,7 @@ class BenchTask:
         episodes: evaluation starts.
         methods: names of the study's methods.
         shares: of the budget that trainings get, the whole of it first.
+        preset: size of the network.
     """
 
     name: str
@@ -108,10 +110,17 @@ class BenchTask:
     episodes: int
     methods: tuple[str, ...]
     shares: tuple[float, ...] = (1.0,)
+    preset: str = "tiny"
+
+    @property
+    def data(self) -> str:
+        """What files of demonstrations are called after."""
+        return self.name.replace("/", "-").replace(":", "-")
 
     @property
     def slug(self) -> str:
-        return self.name.replace("/", "-")
+        """The same, and the preset unless it is the usual one."""
+        return self.data if self.preset == "tiny" else f"{self.data}-{self.preset}"
 
 
 @dataclass(frozen=True)

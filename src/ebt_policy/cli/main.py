@@ -343,6 +343,18 @@ def build_parser() -> argparse.ArgumentParser:
         studies, "shift", "success where the task differs from the demonstrations, by how much",
         "ebt-policy bench shift --only 'robosuite-Lift/200/*/0'",
     )  # fmt: skip
+    _study(
+        studies, "compute", "steps and energy by what the robot does, success by steps allowed",
+        "ebt-policy bench compute --only 'robosuite-Lift/200/basin/0'",
+    )  # fmt: skip
+    _study(
+        studies, "scale", "sizes of the network and numbers of demonstrations",
+        "ebt-policy bench scale --only 'metaworld-pick-place/*'",
+    )  # fmt: skip
+    _study(
+        studies, "embodiments", "the same task with other arms",
+        "ebt-policy bench embodiments --only 'robosuite-Lift-UR5e/*'",
+    )  # fmt: skip
 
     _study(
         studies, "language", "many tasks by one policy that is told what to do, and by what words",
@@ -363,6 +375,22 @@ def build_parser() -> argparse.ArgumentParser:
     doubt.add_argument("--task", metavar="TASK", required=True)
     doubt.add_argument("--episodes", metavar="N", type=_count, default=200)
     doubt.add_argument("--seed", metavar="S", type=int, default=200_000, help="first start")
+
+    steady = _command(
+        studies, "stability", _bench_stability,
+        "errors on a policy's own states, growth of a nudge, descents from wrong starts",
+        "ebt-policy bench stability runs/push --diffusion runs/push-dp --data data/unseen.hdf5 "
+        "--task metaworld/push",
+    )  # fmt: skip
+    steady.add_argument("run", metavar="RUN", help="folder of an energy policy")
+    steady.add_argument("--diffusion", metavar="RUN", help="a Diffusion Policy of the same data")
+    steady.add_argument(
+        "--data", metavar="PATH", required=True,
+        help="demonstrations that they have not learned from (collect … --seed 50000)",
+    )  # fmt: skip
+    steady.add_argument("--task", metavar="TASK", required=True)
+    steady.add_argument("--episodes", metavar="N", type=_count, default=50)
+    steady.add_argument("--seed", metavar="S", type=int, default=100_000, help="first start")
 
     cost = _command(
         studies, "cost", _bench_cost,
@@ -441,6 +469,15 @@ def build_parser() -> argparse.ArgumentParser:
     serving.add_argument("--clients", metavar="N", type=_count, default=8)
     serving.add_argument("--seconds", metavar="N", type=_count, default=120)
 
+    eyes = _command(
+        studies, "encoders", _bench_encoders,
+        "what cameras cost: encoding and descent apart",
+        "ebt-policy bench encoders --preset tiny --json results/encoders-tiny.json",
+    )  # fmt: skip
+    eyes.add_argument("--preset", choices=list(PRESETS), default="small", help="network size")
+    eyes.add_argument("--rounds", metavar="N", type=_count, default=15)
+    eyes.add_argument("--threads", metavar="N", type=_count, default=1)
+
     slow = _command(
         studies, "delay", _bench_delay,
         "robots at a fixed control rate, driven through the server over a slow link",
@@ -472,7 +509,18 @@ def build_parser() -> argparse.ArgumentParser:
         study.add_argument(
             "--threads", metavar="N", type=_count, nargs="+", default=[1, 2], help="default: 1 2"
         )
-    for study in (floor, latency, training, loading, simulation, doubt, serving, slow):
+    for study in (
+        floor,
+        latency,
+        training,
+        loading,
+        simulation,
+        doubt,
+        steady,
+        serving,
+        eyes,
+        slow,
+    ):
         study.add_argument("--json", metavar="FILE", help="write the rows here too")
 
     demo = _command(
@@ -903,6 +951,26 @@ def _bench_uncertainty(options: argparse.Namespace) -> None:
     _write_json(options.json, measured)
 
 
+def _bench_stability(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.stability import measure_stability
+
+    runs = {"energy policy": Path(options.run)}
+    if options.diffusion is not None:
+        runs["Diffusion Policy"] = Path(options.diffusion)
+    measured = measure_stability(
+        runs, options.data, options.task, options.episodes, options.seed
+    )  # fmt: skip
+    for name, found in measured["policies"].items():
+        for where, (mean, low, high) in found["exposure"].items():
+            print(f"{name}: error on {where} {mean:.3f} [{low:.3f}, {high:.3f}]")
+        for chunk, (pairs, median, most) in found["growth"]["distance"].items():
+            print(f"{name}: after {chunk} chunks {median:.3f}, {most:.3f} (90%) of {pairs} pairs")
+        for how, conditions in found["divergence"].items():
+            shares = "  ".join(f"{what} {one['diverged']:.3f}" for what, one in conditions.items())
+            print(f"{name}, {how}: diverged {shares}")
+    _write_json(options.json, measured)
+
+
 def _bench_cost(options: argparse.Namespace) -> None:
     from ebt_policy.benchmarks.cost import measure_cost
 
@@ -1020,6 +1088,19 @@ def _bench_serve(options: argparse.Namespace) -> None:
         f"{measured['p95_ms']:.1f} ms p95, {measured['p99_ms']:.1f} ms p99, "
         f"{measured['mixed_up']} mixed up"
     )
+    _write_json(options.json, measured)
+
+
+def _bench_encoders(options: argparse.Namespace) -> None:
+    from ebt_policy.benchmarks.encoders import measure_encoders
+
+    measured = measure_encoders(options.preset, options.rounds, options.threads)
+    for row in measured["rows"]:
+        print(
+            f"{row['encoder']:<9} {row['policy']:<11} {row['sampler']:<8} {row['steps']:>3} steps "
+            f"{row['p50_ms']:>8.2f} ms, of which {row['encode_ms']:.2f} ms "
+            f"({100 * row['share']:.0f}%) encode the observation"
+        )
     _write_json(options.json, measured)
 
 

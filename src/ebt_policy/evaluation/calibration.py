@@ -15,6 +15,7 @@ from ebt_policy.config import TrainingConfig, from_json
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.energy.observation import ObservationEnergy
 from ebt_policy.errors import UserError
+from ebt_policy.evaluation.action_error import chunk_starts
 from ebt_policy.evaluation.rollout import Rollout, visits
 from ebt_policy.policies.alarm import ALARM_FILE, Alarm, flat
 from ebt_policy.policies.base import Policy
@@ -180,8 +181,7 @@ def _of_task(
 
 def _of_held_out(policy: Policy, alarm: Alarm, held_out: Windows) -> list[float]:
     # As often as the policy would look: once for each chunk that is executed.
-    since = held_out.steps - held_out.first
-    looked = (since % policy.config.windows.action_steps == 0).nonzero().flatten()
+    looked = chunk_starts(held_out)
     batch = held_out.gather(looked)
     scores = alarm.score(policy.normalise_observation(batch.observations))
     first = held_out.first[looked].numpy()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebt_policy.config import PolicyConfig
-from ebt_policy.descent import Trace, best_of, descend
+from ebt_policy.descent import Anchor, Trace, best_of, descend
 from ebt_policy.energy.model import EnergyModel, Prefix, is_alive
 from ebt_policy.energy.transformer import Memory
 from ebt_policy.objectives.basin import basin, near
@@ -80,10 +80,12 @@ class EnergyPolicy(Policy):
         keep_path: bool = False,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
         memory, settings = self.energy.remember(observation), self.config.descent
-        start, noise, taken = self.starts(memory, generators, previous, prefix)
+        anchor = self._anchor(previous, prefix)
+        start, noise, taken = self.starts(memory, generators, previous, prefix, anchor)
         free = None if prefix is None else prefix.repeated(settings.starts).free
+        near = None if anchor is None else anchor.repeated(settings.starts)
         energy = self.energy.given(memory, settings.starts)
-        actions, trace = descend(energy, start, settings, noise, keep_path, taken, free)
+        actions, trace = descend(energy, start, settings, noise, keep_path, taken, free, near)
         if settings.starts > 1:
             actions, trace = best_of(actions, trace, settings.starts)
         return actions, trace.steps, trace
@@ -103,6 +105,7 @@ class EnergyPolicy(Policy):
         generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,
         prefix: Prefix | None = None,
+        anchor: Anchor | None = None,
     ) -> tuple[Float[Tensor, "bn t a"], Float[Tensor, "k bn t a"] | None, int]:
         """Where the descent begins.
 
@@ -119,7 +122,7 @@ class EnergyPolicy(Policy):
         if settings.warm_start and previous is not None:
             start = previous.repeat_interleave(settings.starts, 0)
         elif settings.start == "proposal":
-            start, taken = self.proposal(memory, generators, prefix), 1
+            start, taken = self.proposal(memory, generators, prefix, anchor), 1
             start = start.repeat_interleave(settings.starts, 0)
         else:
             start = draw((settings.starts, *chunk), batch, generators, device).flatten(0, 1)
@@ -137,11 +140,34 @@ class EnergyPolicy(Policy):
         memory: Memory,
         generators: Sequence[torch.Generator] | Draws | None,
         prefix: Prefix | None = None,
+        anchor: Anchor | None = None,
     ) -> Float[Tensor, "b t a"]:
-        """One of the living ways for each sample, drawn as often as it is the way."""
+        """One of the living ways for each sample, drawn as often as it is the way.
+
+        With an anchor, as often as it is the way of who has planned that: the responsibilities of
+        the basin's objective, with the weighted error to the anchor for that to a demonstration.
+        """
         chunks, logits = self.energy.proposals(memory, prefix)
         logits = logits.masked_fill(~is_alive(logits), -torch.inf)
+        if anchor is not None:
+            apart = (chunks - anchor.actions[:, None]).square().mean(-1, keepdim=True)
+            error = (apart * anchor.weights).sum((2, 3)) / anchor.weights.sum()
+            logits = logits - error / (2 * self.config.basin.way_width**2)
         # The normal distribution function makes a uniform draw of a normal one.
         uniform = torch.special.ndtr(draw((1,), len(chunks), generators, chunks.device))
         below = logits.softmax(1).cumsum(1)[:, :-1] < uniform
-        return chunks[torch.arange(len(chunks), device=chunks.device), below.sum(1)]
+        taken = chunks[torch.arange(len(chunks), device=chunks.device), below.sum(1)]
+        return taken if anchor is None else anchor.between(taken)
+
+    def _anchor(
+        self, previous: Float[Tensor, "b t a"] | None, prefix: Prefix | None
+    ) -> Anchor | None:
+        """What was planned before, if the chunk should stay near it."""
+        weight, windows = self.config.descent.continuity, self.config.windows
+        if weight == 0 or previous is None:
+            return None
+        first = windows.executed.start
+        if prefix is not None:
+            first = int((1 - prefix.free[0]).sum())
+        after = torch.arange(windows.horizon, device=previous.device) - first
+        return Anchor(previous, (weight * 0.5**after * (after >= 0))[:, None])

@@ -132,7 +132,7 @@ class Episode:
             if encoder is None:
                 values[name] = _numbers(key, message[key])
             else:
-                values[name] = embed_all(np.asarray(message[key]), encoder)
+                values[name] = embed_all(_sentences(key, message[key], extent), encoder)
         axes = {values[name].ndim - len(stream.shape) for name, stream in streams.items()}
         for name, stream in streams.items():
             shape, window = stream.shape, (extent, *stream.shape)
@@ -146,6 +146,20 @@ class Episode:
         steps = [{n: v[t] for n, v in values.items()} for t in range(extent)] if whole else [values]
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is named
             return [self._policy.check_observation(step) for step in steps]
+
+
+def _sentences(name: str, value: Any, extent: int) -> np.ndarray:
+    """A message's sentence, or the To of a window, as an array of text.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if isinstance(value, str) or (isinstance(value, np.ndarray) and value.dtype.kind == "U"):
+        array = np.asarray(value)
+        if array.shape in ((), (extent,)):
+            return array
+    shape = f" of shape {value.shape}" if isinstance(value, np.ndarray) else ""
+    raise UserError(f"{name!r} is a {type(value).__name__}{shape}: it must be a sentence")
 
 
 def _actions(message: dict[str, Any], name: str) -> np.ndarray | None:

@@ -127,6 +127,8 @@ class Task:
         action_dim: A.
         make: builds an environment; called once in each worker process.
         make_expert: builds a scripted expert for the episode of a seed, where there is one.
+        expert_knows_any_state: whether the expert's action depends on the observation alone, so
+            that it can be asked what to do wherever another has led.
         action_bounds: legal range of the actions, where it is one for all dimensions.
         summarise: from every episode's facts to further keys of an evaluation's result.
         describe: in a few words what the robot did between two observations, where that can be
@@ -142,6 +144,7 @@ class Task:
     action_dim: int
     make: Callable[[], Environment]
     make_expert: Callable[[int], Expert] | None = None
+    expert_knows_any_state: bool = False
     action_bounds: tuple[float, float] | None = None
     summarise: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
     describe: Callable[[Observation, Observation], str] | None = None

@@ -6,6 +6,8 @@ They follow a task's name, any number of them: ``robosuite/Lift+drop``,
 * ``noise=S``: normal noise of standard deviation S, in its own units, on every observed number;
 * ``delay=N``: an action is executed N steps after it was chosen, and until the first is due the
   action 0; for robots whose actions say by how much to move;
+* ``nudge=S``: the first action is off by S (root mean square over its elements), in a direction
+  drawn from the seed;
 * ``paraphrase``: the sentence of what is to be done is in words that were never trained on.
 
 Of robosuite's, something that goes wrong once an episode, about the first grasp:
@@ -68,10 +70,10 @@ def _with_one(task: Task, name: str, text: str | None) -> Task:
         )  # fmt: skip
     if name == "paraphrase":
         return replace(task, name=full, make=functools.partial(_paraphrased, task.make))
-    if name not in (*FACTORS, "noise", "delay"):
+    if name not in (*FACTORS, "noise", "delay", "nudge"):
         raise UserError(
             f"--task {full}: no disturbance {name!r}; there are {', '.join(ONCE)}, paraphrase "
-            f"and, with a strength, noise, delay, {', '.join(FACTORS)}"
+            f"and, with a strength, noise, delay, nudge, {', '.join(FACTORS)}"
         )
     try:
         strength = float(text or "")
@@ -81,6 +83,8 @@ def _with_one(task: Task, name: str, text: str | None) -> Task:
         raise UserError(f"--task {full}: {strength:g} is out of range; it must be above 0")
     if name == "noise":
         make = functools.partial(Noisy, task.make, strength)
+    elif name == "nudge":
+        make = functools.partial(Nudged, task.make, strength)
     elif name == "delay":
         if strength != int(strength):
             raise UserError(f"--task {full}: a delay is a whole number of steps")
@@ -192,6 +196,31 @@ class Delayed(_Wrapped):
     def step(self, action: np.ndarray) -> Outcome:
         self._due.append(action)
         return self.inner.step(self._due.popleft())
+
+
+class Nudged(_Wrapped):
+    """A first action that is a little off.
+
+    Args:
+        make: of the environment within.
+        size: root mean square of what is added to it.
+    """
+
+    def __init__(self, make: Callable[[], Environment], size: float) -> None:
+        super().__init__(make)
+        self.size = size
+
+    def reset(self, seed: int) -> Observation:
+        self._random = np.random.default_rng([seed, 12])
+        self._is_first = True
+        return self.inner.reset(seed)
+
+    def step(self, action: np.ndarray) -> Outcome:
+        if self._is_first:
+            way = self._random.normal(size=len(action))
+            action = action + self.size * way / np.sqrt(np.mean(way**2))
+            self._is_first = False
+        return self.inner.step(action)
 
 
 class Interrupted(_Wrapped):

@@ -274,6 +274,6 @@ def metaworld(name: str) -> Task:
         )
     return Task(
         f"metaworld/{name}", horizon=HORIZON, rate=80.0, action_dim=4,
-        make=make, make_expert=make_expert, action_bounds=(-1.0, 1.0), describe=_describe,
-        summarise=summarise,
+        make=make, make_expert=make_expert, action_bounds=(-1.0, 1.0),
+        expert_knows_any_state=name in environments, describe=_describe, summarise=summarise,
     )  # fmt: skip

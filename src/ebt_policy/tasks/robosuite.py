@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 
 from ebt_policy.errors import UserError
-from ebt_policy.tasks.base import Environment, Grasping, Outcome, Task, missing_extra
+from ebt_policy.tasks.base import (
+    Environment,
+    Grasping,
+    Observation,
+    Outcome,
+    Task,
+    missing_extra,
+)
 from ebt_policy.tasks.mujoco_pictures import Pictures, shared_pictures
 from ebt_policy.tasks.robosuite_experts import make_expert
 
@@ -39,18 +46,21 @@ class _Scene:
         movables: the objects to be grasped, given robosuite's environment.
         grasps: how many it takes.
         arms: robots with one arm each.
+        position: element of the object stream at which the one object's position begins; None
+            where there are several objects or hands.
     """
 
     horizon: int
     movables: Callable[[Any], list[Any]]
     grasps: int = 1
     arms: int = 1
+    position: int | None = None
 
 
 SCENES = {
-    "Lift": _Scene(400, lambda e: [e.cube]),
-    "NutAssemblySquare": _Scene(400, lambda e: [e.nuts[e.nut_id]]),
-    "PickPlaceCan": _Scene(400, lambda e: [e.objects[e.object_id]]),
+    "Lift": _Scene(400, lambda e: [e.cube], position=0),
+    "NutAssemblySquare": _Scene(400, lambda e: [e.nuts[e.nut_id]], position=7),
+    "PickPlaceCan": _Scene(400, lambda e: [e.objects[e.object_id]], position=7),
     "ToolHang": _Scene(700, lambda e: [e.frame, e.tool], grasps=2),
     "TwoArmLift": _Scene(400, lambda e: [e.pot], grasps=2, arms=2),
 }
@@ -300,6 +310,24 @@ def _may_be_shown(grasps: int, facts: dict[str, Any]) -> bool:
     return facts == {"closings": grasps, "grasps": grasps, "drops": 0}
 
 
+MOVED, NEAR = 0.002, 0.09  # m; the hand that holds a nut is 7 cm from its middle
+
+
+def _describe(position: int, before: Observation, after: Observation) -> str:
+    """By how far the hand is from the object, and how that has moved meanwhile."""
+    places = [seen["object"][position : position + 3] for seen in (before, after)]
+    was_near, is_near = (
+        np.linalg.norm(seen["robot0_eef_pos"] - place) < NEAR
+        for seen, place in zip((before, after), places, strict=True)
+    )
+    moved = places[1] - places[0]
+    if was_near and np.linalg.norm(moved) > MOVED:
+        return "placing" if moved[2] < -MOVED else "carrying"
+    if is_near:
+        return "grasping"
+    return "leaving" if was_near else "reaching"
+
+
 def robosuite_task(name: str) -> Task:
     """A robosuite task by name, ``Lift`` or ``Lift:UR5e``; 20 steps per second.
 
@@ -317,10 +345,13 @@ def robosuite_task(name: str) -> Task:
         raise UserError(f"--task robosuite/{name}: no such robot; there are {', '.join(ROBOTS)}")
     _package()
     scene = SCENES[title]
+    describe = None
+    if scene.position is not None:
+        describe = functools.partial(_describe, scene.position)
     return Task(
         f"robosuite/{name}", horizon=scene.horizon, rate=float(RATE), action_dim=7 * scene.arms,
         make=functools.partial(RobosuiteEnvironment, title, robot),
         make_expert=functools.partial(make_expert, title, scene.arms),
         action_bounds=(-1.0, 1.0), cameras=tuple(camera + IMAGE for camera in CAMERAS),
-        may_be_shown=functools.partial(_may_be_shown, scene.grasps),
+        may_be_shown=functools.partial(_may_be_shown, scene.grasps), describe=describe,
     )  # fmt: skip

@@ -30,7 +30,7 @@ from ebt_policy.hub import reading
 from ebt_policy.shapes import Float
 
 HASHED = "hashed"
-MAX_WORDS = 64
+MAX_WORDS, MAX_CHARACTERS = 64, 1000
 _FEATURES = 256  # of a hashed sentence
 _REMEMBERED = 4096
 
@@ -39,8 +39,13 @@ def words(sentence: str) -> list[str]:
     """The words of a sentence in lower case, without punctuation.
 
     Raises:
-        UserError: there are none, or more than :data:`MAX_WORDS`.
+        UserError: there are none, or more than :data:`MAX_WORDS` or :data:`MAX_CHARACTERS`.
     """
+    if len(sentence) > MAX_CHARACTERS:
+        raise UserError(
+            f"the sentence {sentence[:40]!r}… has {len(sentence)} characters; at most "
+            f"{MAX_CHARACTERS} are read"
+        )
     found = re.findall(r"\w+", sentence.lower())
     if not found:
         raise UserError(f"the sentence {sentence[:40]!r} has no words; say what is to be done")
