@@ -595,7 +595,7 @@ def _delay(found: Found) -> str:
             f"{100 * row['held']:.1f} %", f"{len(row['scores'])}",
         ]
         for measured in found.delays.values()
-        for row in measured["rows"]
+        for row in sorted(measured["rows"], key=lambda row: row["delay_ms"])
     ]  # fmt: skip
     head = ["task", "chunks", "delay, ms", "success [95%]", "score [95%]"]
     return markdown([*head, "jerk, seams", "jerk, elsewhere", "held", "episodes"], rows)
