@@ -259,7 +259,7 @@ def test_configuration_round_trip_and_overrides() -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("descent.step=3", "no setting 'step'; there are max_ms"),
+        ("descent.step=3", "no setting 'step'; there are continuity, max_ms"),
         ("descent.steps", "write it as name=value"),
         ("descent.steps=two", "'two' is not of type int"),
         ("descent.steps=true", "True is not of type int"),
