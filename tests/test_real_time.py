@@ -241,7 +241,8 @@ def test_claims_of_delay_come_from_the_files(tmp_path: Path) -> None:
     def measured(share: float, settings: list[str], scores: list[float], jerk: float) -> str:
         rows = [
             {
-                "delay_ms": ms, "success": 1.0, "success_ci95": [0.9, 1.0], "score": score,
+                "delay_ms": ms, "jitter_ms": 0.1 * ms, "success": 1.0, "success_ci95": [0.9, 1.0],
+                "score": score,
                 "score_ci95": [0.0, 1.0], "seam_jerk": jerk, "inner_jerk": 0.1, "held": 0.0,
                 "scores": [score] * 9,
             }
@@ -259,7 +260,11 @@ def test_claims_of_delay_come_from_the_files(tmp_path: Path) -> None:
     page.write_text("<!-- table: delay -->\n<!-- end -->\n<!-- table: claims -->\n<!-- end -->\n")
     render_claims(page, tmp_path)
     text = page.read_text()
-    assert "| a/b | plain | 200 | 1.000 [0.900, 1.000] | 0.600 [0.000, 1.000] | 2 | 0.1 |" in text
-    kept, jerk = [line for line in text.splitlines() if "frozen prefix, continuity 2, 200" in line]
+    assert (
+        "| a/b | plain | 200 ± 20 | 1.000 [0.900, 1.000] | 0.600 [0.000, 1.000] | 2 | 0.1 |" in text
+    )
+    kept, jerk = [
+        line for line in text.splitlines() if "frozen prefix, continuity 2, 200 ± 20 ms" in line
+    ]
     assert "0.978 against 0.600 of plain chunking, 1 × 9 | holds, of one training seed" in kept
     assert "1 against 2 | holds, of one training seed" in jerk

@@ -585,10 +585,15 @@ def _chunking(measured: dict[str, Any]) -> str:
     return ", ".join(ways)
 
 
+def _link(measured: dict[str, Any]) -> float:
+    """How much the delay varied, in ms."""
+    return float(max(row["jitter_ms"] for row in measured["rows"]))
+
+
 def _delay(found: Found) -> str:
     rows = [
         [
-            measured["task"], _chunking(measured), f"{row['delay_ms']:g}",
+            measured["task"], _chunking(measured), f"{row['delay_ms']:g} ± {row['jitter_ms']:g}",
             _bracketed(row["success"], *row["success_ci95"]),
             _bracketed(row["score"], *row["score_ci95"]),
             f"{row['seam_jerk']:.3g}", f"{row['inner_jerk']:.3g}",
@@ -610,12 +615,14 @@ def _delay_claims(found: Found) -> list[list[str]]:
         plain = [
             other
             for other in found.delays.values()
-            if other["task"] == ours["task"] and _chunking(other) == "plain"
+            if other["task"] == ours["task"]
+            and _chunking(other) == "plain"
+            and _link(other) == _link(ours)
         ]
         if not plain:
             continue
         by_delay = [{row["delay_ms"]: row for row in one["rows"]} for one in (ours, plain[0])]
-        where = f"{ours['task']}, {_chunking(ours)}, {_DELAY:g} ms"
+        where = f"{ours['task']}, {_chunking(ours)}, {_DELAY:g} ± {_link(ours):g} ms"
         command = f"`bench delay … --json results/{file}`"
         undelayed, delayed = (np.array(by_delay[0][ms]["scores"])[None] for ms in (0, _DELAY))
         low, high = bootstrap_crossed(delayed - _KEPT * undelayed, are_differences=True)
