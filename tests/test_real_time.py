@@ -249,7 +249,13 @@ def test_claims_of_delay_come_from_the_files(tmp_path: Path) -> None:
             for ms, score in zip((0.0, 200.0), scores, strict=True)
         ]  # fmt: skip
         return json.dumps(
-            {"task": "a/b", "prefix_share": share, "settings": settings, "rows": rows}
+            {
+                "task": "a/b",
+                "prefix_share": share,
+                "settings": settings,
+                "rows": rows,
+                "first_seed": 7,
+            }  # fmt: skip
         )
 
     (tmp_path / "delay-1.json").write_text(measured(0.0, [], [1.0, 0.6], 2.0))

@@ -597,13 +597,13 @@ def _delay(found: Found) -> str:
             _bracketed(row["success"], *row["success_ci95"]),
             _bracketed(row["score"], *row["score_ci95"]),
             f"{row['seam_jerk']:.3g}", f"{row['inner_jerk']:.3g}",
-            f"{100 * row['held']:.1f} %", f"{len(row['scores'])}",
+            f"{100 * row['held']:.1f} %", f"{len(row['scores'])}, {measured['first_seed']}",
         ]
         for measured in found.delays.values()
         for row in sorted(measured["rows"], key=lambda row: row["delay_ms"])
     ]  # fmt: skip
     head = ["task", "chunks", "delay, ms", "success [95%]", "score [95%]"]
-    return markdown([*head, "jerk, seams", "jerk, elsewhere", "held", "episodes"], rows)
+    return markdown([*head, "jerk, seams", "jerk, elsewhere", "held", "starts, first"], rows)
 
 
 def _delay_claims(found: Found) -> list[list[str]]:
@@ -617,12 +617,15 @@ def _delay_claims(found: Found) -> list[list[str]]:
             for other in found.delays.values()
             if other["task"] == ours["task"]
             and _chunking(other) == "plain"
-            and _link(other) == _link(ours)
+            and (_link(other), other["first_seed"]) == (_link(ours), ours["first_seed"])
         ]
         if not plain:
             continue
         by_delay = [{row["delay_ms"]: row for row in one["rows"]} for one in (ours, plain[0])]
-        where = f"{ours['task']}, {_chunking(ours)}, {_DELAY:g} ± {_link(ours):g} ms"
+        where = (
+            f"{ours['task']}, {_chunking(ours)}, {_DELAY:g} ± {_link(ours):g} ms, "
+            f"starts from {ours['first_seed']}"
+        )
         command = f"`bench delay … --json results/{file}`"
         undelayed, delayed = (np.array(by_delay[0][ms]["scores"])[None] for ms in (0, _DELAY))
         low, high = bootstrap_crossed(delayed - _KEPT * undelayed, are_differences=True)
