@@ -255,7 +255,7 @@ def test_claims_of_delay_come_from_the_files(tmp_path: Path) -> None:
                 "settings": settings,
                 "rows": rows,
                 "first_seed": 7,
-            }  # fmt: skip
+            }
         )
 
     (tmp_path / "delay-1.json").write_text(measured(0.0, [], [1.0, 0.6], 2.0))
