@@ -15,7 +15,16 @@ import numpy as np
 
 from ebt_policy.benchmarks import manipulation, objectives
 from ebt_policy.benchmarks.manipulation import IMAGINING, RECOVERIES, SHIFTS
-from ebt_policy.benchmarks.pages import Group, Results, difference, fill, interval, markdown
+from ebt_policy.benchmarks.pages import (
+    Group,
+    Results,
+    bracketed,
+    difference,
+    fill,
+    interval,
+    markdown,
+    verdict_of,
+)
 from ebt_policy.benchmarks.stability import CHUNKS, FACTORS, RATIO, SCALES
 from ebt_policy.benchmarks.study import BenchTask
 from ebt_policy.benchmarks.uncertainty import SHIFTS as SHIFTED_BY
@@ -84,18 +93,9 @@ def render_claims(page: Path, folder: Path) -> None:
     )  # fmt: skip
 
 
-def _verdict(low: float, high: float, least: float) -> str:
-    """Whether a value of this interval is at least so large."""
-    return "holds" if low >= least else "does not hold" if high < least else "open"
-
-
 def _of(values: np.ndarray, verdict: str) -> str:
     """A verdict from values (seeds, starts), which says so if it is of one training seed."""
     return verdict + (", of one training seed" if len(values) == 1 else "")
-
-
-def _bracketed(mean: float, low: float, high: float) -> str:
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _acts(study: str, results: Results) -> list[tuple[str, str]]:
@@ -134,7 +134,7 @@ def _claims(found: Found) -> str:
             rows.append([
                 f"two steps succeed in {_TARGETS[name]:g}: {name}", f"`{command}`",
                 f"{interval(values)}, {_size(values)}",
-                _of(values, _verdict(low, high, _TARGETS[name])),
+                _of(values, verdict_of(low, high, _TARGETS[name])),
             ])  # fmt: skip
         for theirs in THEIRS:
             other = results.get(slug, *theirs)
@@ -145,7 +145,7 @@ def _claims(found: Found) -> str:
             rows.append([
                 f"two steps are at most {_MARGIN:g} below {theirs[1]}: {name}", f"`{command}`",
                 f"{interval(gap, signed=True)}, {_size(gap)}",
-                _of(gap, _verdict(low, high, -_MARGIN)),
+                _of(gap, verdict_of(low, high, -_MARGIN)),
             ])  # fmt: skip
     for slug, name in NAMES.items():
         command = f"`bench recovery --only '{slug}/200/*'`"
@@ -165,7 +165,7 @@ def _claims(found: Found) -> str:
             mean, low, high = signals[signal]["failure"]
             rows.append([
                 f"{label} tells failure, AUROC 0.85: {where}", command,
-                _bracketed(mean, low, high), _verdict(low, high, 0.85),
+                bracketed(mean, low, high), verdict_of(low, high, 0.85),
             ])  # fmt: skip
     for file, result in found.alarms.items():
         if "+" in result["task"]:
@@ -175,7 +175,7 @@ def _claims(found: Found) -> str:
         rows.append([
             f"false alarms within {_ALARM_MARGIN:g} of {alarm:g}: {result['task']}",
             f"`calibrate`, `eval --json results/{file}`",
-            f"{_bracketed(measured['rate'], low, high)}, {measured['episodes']} episodes",
+            f"{bracketed(measured['rate'], low, high)}, {measured['episodes']} episodes",
             "holds" if abs(measured["rate"] - alarm) <= _ALARM_MARGIN else "does not hold",
         ])  # fmt: skip
     return markdown(["claim", "command", "figure [95%]", "verdict"], rows)
@@ -198,7 +198,7 @@ def _recovery_claims(
             won, tried = _recovered(ours)
             rows.append([
                 f"recovers in 0.8 of the cases: {what}", command,
-                f"{interval(values)}, {won} of {tried}", _of(values, _verdict(low, high, 0.8)),
+                f"{interval(values)}, {won} of {tried}", _of(values, verdict_of(low, high, 0.8)),
             ])  # fmt: skip
         gap = None if other is None else _both_disturbed(ours, other)
         if gap is not None and not np.isnan(gap).all():
@@ -228,7 +228,8 @@ def _compute_claims(results: Results) -> list[list[str]]:
         rows.append([
             f"stopping by itself, in {share:.2f} of the steps, is at most {_MARGIN:g} below {MANY} "
             f"steps: {name}", f"`bench compute --only '{slug}/*'`",
-            f"{interval(gap, signed=True)}, {_size(gap)}", _of(gap, _verdict(low, high, -_MARGIN)),
+            f"{interval(gap, signed=True)}, {_size(gap)}",
+            _of(gap, verdict_of(low, high, -_MARGIN)),
         ])  # fmt: skip
     return rows
 
@@ -246,7 +247,7 @@ def _stability_claims(found: Found) -> list[list[str]]:
             )
             rows.append([
                 "the error on its own states, over that on demonstrations, is below Diffusion "
-                f"Policy's: {where}", command, f"{_bracketed(*one)} against {_bracketed(*other)}",
+                f"Policy's: {where}", command, f"{bracketed(*one)} against {bracketed(*other)}",
                 f"{verdict}, of one training seed",
             ])  # fmt: skip
         for what in ("start", "step"):
@@ -412,7 +413,7 @@ def _uncertainty(found: Found) -> str:
             mean, low, high = values["failure"]
             rows.append([
                 f"{measured['task']}, {measured['demonstrations']} demonstrations", signal,
-                _bracketed(mean, low, high),
+                bracketed(mean, low, high),
                 *(f"{shifted[0]:.3f}" for shifted in values["shift"].values()),
                 f"{measured['failures']} / {measured['successes']}",
             ])  # fmt: skip
@@ -429,7 +430,7 @@ def _alarms(found: Found) -> str:
             cells.append(
                 ""
                 if measured is None
-                else f"{_bracketed(measured['rate'], *measured['ci95'])} of {measured['episodes']}"
+                else f"{bracketed(measured['rate'], *measured['ci95'])} of {measured['episodes']}"
             )
         rows.append([result["task"], f"{result['alarm_rate']:g}", *cells])
     return markdown(
@@ -491,7 +492,7 @@ def _exposure(found: Found) -> str:
     for measured in found.stability.values():
         for policy, one in measured["policies"].items():
             cells = [
-                _bracketed(*one["exposure"][where]) if where in one["exposure"] else ""
+                bracketed(*one["exposure"][where]) if where in one["exposure"] else ""
                 for where in ("demonstrated", "visited", "visited, successes only", RATIO)
             ]
             rows.append([measured["task"], policy, *cells])
@@ -594,8 +595,8 @@ def _delay(found: Found) -> str:
     rows = [
         [
             measured["task"], _chunking(measured), f"{row['delay_ms']:g} ± {row['jitter_ms']:g}",
-            _bracketed(row["success"], *row["success_ci95"]),
-            _bracketed(row["score"], *row["score_ci95"]),
+            bracketed(row["success"], *row["success_ci95"]),
+            bracketed(row["score"], *row["score_ci95"]),
             f"{row['seam_jerk']:.3g}", f"{row['inner_jerk']:.3g}",
             f"{100 * row['held']:.1f} %", f"{len(row['scores'])}, {measured['first_seed']}",
         ]
@@ -633,7 +634,7 @@ def _delay_claims(found: Found) -> list[list[str]]:
         claims.append([
             f"keeps {_KEPT:g} of the undelayed score: {where}", command,
             f"{kept[0]:.3f} against {kept[1]:.3f} of plain chunking, 1 × {delayed.shape[1]}",
-            _of(delayed, _verdict(low, high, 0.0)),
+            _of(delayed, verdict_of(low, high, 0.0)),
         ])  # fmt: skip
         jerks = [by_delay[i][_DELAY]["seam_jerk"] for i in (0, 1)]
         claims.append([

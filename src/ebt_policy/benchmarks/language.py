@@ -15,7 +15,16 @@ import numpy as np
 from ebt_policy.benchmarks.claims import OURS
 from ebt_policy.benchmarks.manipulation import TWO_STEPS
 from ebt_policy.benchmarks.objectives import METHODS
-from ebt_policy.benchmarks.pages import Group, Results, difference, fill, interval, markdown
+from ebt_policy.benchmarks.pages import (
+    Group,
+    Results,
+    bracketed,
+    difference,
+    fill,
+    interval,
+    markdown,
+    verdict_of,
+)
 from ebt_policy.benchmarks.study import WORDS, Act, BenchTask, Method, Study
 from ebt_policy.evaluation.statistics import bootstrap_crossed, wilson
 
@@ -72,10 +81,6 @@ def render_language(page: Path, folder: Path) -> None:
     )  # fmt: skip
 
 
-def _verdict(low: float, high: float, least: float = _TARGET) -> str:
-    return "holds" if low >= least else "does not hold" if high < least else "open"
-
-
 def _claims(found: Results) -> str:
     """Claim, command, figure, verdict; all of one training seed."""
     rows: list[list[str]] = []
@@ -86,7 +91,7 @@ def _claims(found: Results) -> str:
         rows.append([
             claim, f"`bench language --only '{slug}/*/{method}/0'`",
             f"{interval(values, signed)}, {len(values)} × {values.shape[1]}",
-            _verdict(low, high, least),
+            verdict_of(low, high, least),
         ])  # fmt: skip
 
     ours = found.get(_MT10, *OURS)
@@ -112,7 +117,7 @@ def _claims(found: Results) -> str:
             rows.append([
                 f"what is done is the named task in {_TARGET:g}: puck, {reader}", rows[-1][1],
                 f"{named / some:.3f} [{low:.3f}, {high:.3f}], {named} of {some}",
-                _verdict(low, high),
+                verdict_of(low, high, _TARGET),
             ])  # fmt: skip
     for slug, task in _NAMES.items():
         for method, reader in _READERS.items():
@@ -125,7 +130,7 @@ def _claims(found: Results) -> str:
                     f"unseen sentences keep {_TARGET:g} of the seen ones' success: {task}, "
                     f"{reader}", f"`bench language --only '{slug}/*/{method}/0'`",
                     f"{said[1].mean() / said[0].mean():.3f}, {len(said[0])} × {said[0].shape[1]}",
-                    _verdict(low, high, 0.0),
+                    verdict_of(low, high, 0.0),
                 ])  # fmt: skip
             measured = found.get(slug, method, WORDS)
             for key, what in (("auroc_energy", "energy"), ("auroc_step", "step")):
@@ -134,7 +139,7 @@ def _claims(found: Results) -> str:
                     rows.append([
                         f"the {what} tells the right sentence, AUROC {_TARGET:g}: {task}, {reader}",
                         f"`bench language --only '{slug}/*/{method}/0'`",
-                        f"{mean:.3f} [{low:.3f}, {high:.3f}]", _verdict(low, high),
+                        bracketed(mean, low, high), verdict_of(low, high, _TARGET),
                     ])  # fmt: skip
     return markdown(["claim", "command", "figure [95%]", "verdict"], rows)
 

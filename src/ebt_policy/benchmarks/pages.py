@@ -144,6 +144,16 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def bracketed(mean: float, low: float, high: float) -> str:
+    """A figure and its interval."""
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def verdict_of(low: float, high: float, least: float) -> str:
+    """Whether a value of this interval is at least so large."""
+    return "holds" if low >= least else "does not hold" if high < least else "open"
+
+
 def interval(values: np.ndarray, signed: bool = False, tasks: int = 1) -> str:
     """Mean and 95% interval of values (seeds, starts), or of differences, as text."""
     low, high = bootstrap_crossed(values, tasks, are_differences=signed)

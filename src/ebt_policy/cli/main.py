@@ -509,18 +509,8 @@ def build_parser() -> argparse.ArgumentParser:
         study.add_argument(
             "--threads", metavar="N", type=_count, nargs="+", default=[1, 2], help="default: 1 2"
         )
-    for study in (
-        floor,
-        latency,
-        training,
-        loading,
-        simulation,
-        doubt,
-        steady,
-        serving,
-        eyes,
-        slow,
-    ):
+    own = (floor, latency, training, loading, simulation, doubt, steady, serving, eyes, slow)
+    for study in own:
         study.add_argument("--json", metavar="FILE", help="write the rows here too")
 
     demo = _command(
