@@ -106,7 +106,7 @@ def test_module_runs_as_a_command() -> None:
         ("eval {run} --task pusht --episodes 0", "--episodes 0"),
         ("eval {run} --task pusht --seed -1", "--seed -1"),
         ("eval {run} --task pusht --video {tmp}/v.txt", "give the name of an .mp4 file"),
-        ("eval {run} --task pusht --set windows.action_steps=1", "can change only descent."),
+        ("eval {run} --task pusht --set windows.horizon=8", "can change only descent."),
         ("train --data {data} --out {tmp}/r --steps 5 --set objective=unrolled", "use --objective"),
         ("train --data {data} --out {tmp}/r --steps 5 --learning-rate 0", "learning_rate = 0.0"),
         ("train --data {data} --out {tmp}/r --steps 5 --seed -1", "training.seed = -1"),
@@ -121,7 +121,7 @@ def test_module_runs_as_a_command() -> None:
         ("serve {run} --max-mb 0", "server.max_mb = 0.0"),
         ("serve {run} --max-mb inf", "server.max_mb = inf"),
         ("serve {run} --limits {tmp}/l.json", "l.json: cannot be read"),
-        ("serve {run} --set windows.action_steps=1", "can change only descent."),
+        ("serve {run} --set windows.horizon=8", "can change only descent."),
     ],
 )
 def test_mistakes_end_with_2_and_one_line(

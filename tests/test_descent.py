@@ -5,13 +5,14 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from conftest import config, generators, observations, policy
-from ebt_policy.config import DescentConfig
-from ebt_policy.descent import Anchor, Trace, best_of, descend
+from ebt_policy.config import BasinConfig, DescentConfig
+from ebt_policy.descent import Smoothness, Trace, best_of, descend
 from ebt_policy.errors import UserError
 from ebt_policy.objectives.unrolled import unrolled
 from ebt_policy.policies import EnergyPolicy
@@ -281,39 +282,53 @@ def test_only_basin_trains_a_proposal() -> None:
         config(objective="unrolled", descent=DescentConfig())
 
 
-def test_an_anchor_is_one_more_bowl() -> None:
-    """Its minimum with a bowl of curvature one lies between the two, by weight; one step lands."""
-    anchor = Anchor(torch.full((2, 4, 2), 5.0), torch.tensor([[3.0], [1.0], [0.0], [0.0]]))
-    start = torch.randn(2, 4, 2)
+def test_smoothness_is_one_more_energy() -> None:
+    """One step from anywhere, in a bowl of curvature one, lands where the sum is lowest."""
+    smoothness = Smoothness.of(0.7, 9, 3, torch.device("cpu"))
+    start = torch.randn(2, 9, 2)
+    free = torch.ones(2, 9, 1)
+    free[:, :3] = 0
     settings = DescentConfig(steps=1, noise=0.0)
-    actions, _ = descend(bowl, start, settings, anchor=anchor)
-    expected = torch.tensor([4.0, 3.0, 1.0, 1.0])[None, :, None].expand(2, 4, 2)
-    assert torch.allclose(actions, expected, atol=1e-6)
-    assert torch.allclose(anchor.between(torch.ones(2, 4, 2)), expected)
+    actions, _ = descend(bowl, start, settings, free=free, smoothness=smoothness)
+    assert torch.equal(actions[:, :3], start[:, :3])
+    found = actions.clone().requires_grad_()
+    total = bowl(found).sum() + 0.5 * 0.7 * found.diff(n=3, dim=1).square().sum()
+    (gradient,) = torch.autograd.grad(total, found)
+    assert gradient[:, 3:].abs().max() < 1e-4
+    centre = torch.where(free > 0, torch.ones(2, 9, 2), start)
+    assert torch.allclose(smoothness.between(centre), actions, atol=1e-5)
+
+
+def test_a_chunk_shorter_than_jerk_is_smooth() -> None:
+    smoothness = Smoothness.of(0.7, 3, 1, torch.device("cpu"))
+    chunk = torch.randn(1, 3, 2)
+    assert torch.equal(smoothness.between(chunk), chunk)
+
+
+def _jerk(actions: np.ndarray) -> float:
+    return float(abs(np.diff(actions, 3, axis=0)).mean())
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_continuity_begins_where_the_earlier_plan_is_and_leaves_it(steps: int) -> None:
+def test_smoothness_goes_on_from_what_was_executed(steps: int) -> None:
     plain = policy(descent=DescentConfig(steps=steps, noise=0.0))
-    near = plain.with_sampling(DescentConfig(steps=steps, noise=0.0, continuity=1e6))
-    some = plain.with_sampling(DescentConfig(steps=steps, noise=0.0, continuity=8.0))
-    previous = torch.linspace(-100, 100, 32).reshape(1, 16, 2).numpy()
-    plans = [
-        made.predict_chunk(observations(1), generators(1), previous).plan[0]
-        for made in (plain, near, some)
-    ]
-    assert abs(plans[1][1:9] - previous[0, 1:9]).max() < 1
-    distances = [abs(plan - previous[0]).mean(1) for plan in plans]
-    assert distances[2][1] < 0.3 * distances[0][1]
-    assert distances[2][12] == pytest.approx(distances[0][12], rel=0.2)
+    made = plain.with_sampling(DescentConfig(steps=steps, noise=0.0, smoothness=100.0))
+    previous = np.full((1, 16, 2), 80.0, np.float32)
+    loose = plain.predict_chunk(observations(1), generators(1), previous).plan[0]
+    plan = made.predict_chunk(observations(1), generators(1), previous).plan[0]
+    assert plan[0] == pytest.approx(previous[0, 0])
+    assert _jerk(plan) < 0.1 * _jerk(np.concatenate([previous[0, :1], loose[1:]]))
+    assert abs(plan[-1] - loose[-1]).max() < abs(previous[0, -1] - loose[-1]).max()
 
 
-def test_continuity_keeps_to_the_way_that_was_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = policy(descent=DescentConfig(steps=1, continuity=8.0))
-    assert isinstance(made, EnergyPolicy)
-    ways = torch.tensor([-0.5, 0.0, 0.5]).reshape(1, 3, 1, 1).expand(60, 3, 16, 2)
-    monkeypatch.setattr(made.energy, "proposals", lambda memory, prefix: (ways, torch.zeros(60, 3)))
-    planned = torch.tensor([-0.45, 0.05, 0.45]).repeat(20).reshape(60, 1, 1).expand(60, 16, 2)
-    anchor = made._anchor(planned, None)
-    taken = made.proposal([], generators(60), None, anchor)[:, -1, 0]
-    assert torch.allclose(taken, torch.tensor([-0.5, 0.0, 0.5]).repeat(20), atol=1e-3)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_smoothness_goes_on_from_a_prefix(share: float) -> None:
+    """Also of a policy that has not learned with prefixes."""
+    made = policy(basin=BasinConfig(prefix_share=share), descent=DescentConfig(smoothness=100.0))
+    prefix = np.linspace(50, 90, 10, dtype=np.float32).reshape(1, 5, 2)
+    plan = made.predict_chunk(observations(1), generators(1), prefix=prefix).plan[0]
+    assert plan[:5] == pytest.approx(prefix[0], abs=1e-3)
+    assert (
+        abs(plan[5] - plan[4]).max()
+        < 0.5 * abs(made.predict_chunk(observations(1), generators(1)).plan[0, 5] - plan[4]).max()
+    )

@@ -259,7 +259,7 @@ def test_configuration_round_trip_and_overrides() -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("descent.step=3", "no setting 'step'; there are continuity, max_ms"),
+        ("descent.step=3", "no setting 'step'; there are max_ms, momentum"),
         ("descent.steps", "write it as name=value"),
         ("descent.steps=two", "'two' is not of type int"),
         ("descent.steps=true", "True is not of type int"),
@@ -329,3 +329,13 @@ def test_energy_head_and_descent_stay_in_float32_under_autocast() -> None:
 def test_empty_batch_is_named() -> None:
     with pytest.raises(UserError, match="the batch of observations is empty"):
         policy().predict_chunk({k: v[:0] for k, v in observations(1).items()})
+
+
+def test_fewer_actions_of_a_chunk_may_be_executed_than_in_training() -> None:
+    made = policy(policy="regression")
+    fewer = made.with_sampling(action_steps=3)
+    whole, some = (p.predict_chunk(observations(2), generators(2)) for p in (made, fewer))
+    assert np.array_equal(some.actions, whole.actions[:, :3])
+    assert np.array_equal(some.plan, whole.plan)
+    with pytest.raises(UserError, match="17 exceeds horizon = 16"):
+        made.with_sampling(action_steps=16)

@@ -260,7 +260,7 @@ def test_claims_of_delay_come_from_the_files(tmp_path: Path) -> None:
 
     (tmp_path / "delay-1.json").write_text(measured(0.0, [], [1.0, 0.6], 2.0))
     (tmp_path / "delay-2.json").write_text(
-        measured(0.5, ["descent.continuity=2"], [0.9, 0.88], 1.0)
+        measured(0.5, ["descent.smoothness=2"], [0.9, 0.88], 1.0)
     )
     page = tmp_path / "page.md"
     page.write_text("<!-- table: delay -->\n<!-- end -->\n<!-- table: claims -->\n<!-- end -->\n")
@@ -270,7 +270,7 @@ def test_claims_of_delay_come_from_the_files(tmp_path: Path) -> None:
         "| a/b | plain | 200 ± 20 | 1.000 [0.900, 1.000] | 0.600 [0.000, 1.000] | 2 | 0.1 |" in text
     )
     kept, jerk = [
-        line for line in text.splitlines() if "frozen prefix, continuity 2, 200 ± 20 ms" in line
+        line for line in text.splitlines() if "frozen prefix, smoothness 2, 200 ± 20 ms" in line
     ]
     assert "0.978 against 0.600 of plain chunking, 1 × 9 | holds, of one training seed" in kept
     assert "1 against 2 | holds, of one training seed" in jerk

@@ -288,9 +288,8 @@ class DescentConfig:
             ``noise`` is N(0, I).
         starts: number of starts; the one with the lowest final energy is returned.
         warm_start: begin from what the previous chunk planned for the same control steps.
-        continuity: weight of 1/2 ||a - what was planned before||^2 beside the energy at the first
-            action that is to be executed, half as much at each later one: chunks asked for ahead
-            leave the plan that they replace within a few steps. The energy's curvature is about 1.
+        smoothness: weight of the squared third differences of the chunk, the actions that are
+            decided before it among them, beside the energy; the energy's curvature is about 1.
         normalise: bring each iterate to root mean square 1 before a step (released recipe).
     """
 
@@ -304,13 +303,13 @@ class DescentConfig:
     start: StartName = "proposal"
     starts: int = 1
     warm_start: bool = False
-    continuity: float = 0.0
+    smoothness: float = 0.0
     normalise: bool = False
 
     def __post_init__(self) -> None:
         _check(self, "steps starts", least=1)
         _check(self, "max_ms step_size", above=0)
-        _check(self, "momentum noise tolerance continuity", least=0)
+        _check(self, "momentum noise tolerance smoothness", least=0)
         alike = self.start == "proposal" and (self.noise == 0 or self.steps == 1)
         if self.starts > 1 and (alike or (self.warm_start and self.noise == 0)):
             raise UserError(

@@ -27,6 +27,7 @@ from ebt_policy.shapes import Bool, Float, Int
 
 # exp(E / size) is the released step rule; beyond this exponent a step would only overflow.
 MAX_EXPONENT = 5.0
+_ORDER = 3  # of the differences that smoothness is about: jerk
 
 
 @dataclass
@@ -73,24 +74,42 @@ def step_size(
 
 
 @dataclass(frozen=True)
-class Anchor:
-    """What each chunk should stay near: 1/2 weight ||a - actions||^2 is added to its energy.
+class Smoothness:
+    """1/2 weight ||D a||^2 beside the energy: D takes third differences along the chunk.
+
+    The squared jerk, by which smooth movements are told (Flash & Hogan 1985). Energies add: the
+    chunk that minimises both is near what the energy asks for and goes on smoothly from the
+    actions that are decided.
 
     Attributes:
-        actions: normalised chunks.
-        weights: for each action of a chunk, at least 0.
+        curvature: weight D'D.
+        inverse: of 1 + curvature for the actions that are not decided, 0 for those that are.
     """
 
-    actions: Float[Tensor, "b t a"]
-    weights: Float[Tensor, "t 1"]
+    curvature: Float[Tensor, "t t"]
+    inverse: Float[Tensor, "t t"]
+
+    @classmethod
+    def of(cls, weight: float, horizon: int, decided: int, device: torch.device) -> Smoothness:
+        """For chunks of ``horizon`` actions, of which the first ``decided`` stay as they are."""
+        if horizon <= _ORDER:
+            return cls(*torch.zeros(2, horizon, horizon, device=device))
+        differences = torch.eye(horizon).diff(n=_ORDER, dim=0)
+        curvature = weight * differences.T @ differences
+        inverse = torch.zeros(horizon, horizon)
+        free = slice(decided, horizon)
+        inverse[free, free] = torch.linalg.inv(torch.eye(horizon - decided) + curvature[free, free])
+        return cls(curvature.to(device), inverse.to(device))
+
+    def step(
+        self, gradient: Float[Tensor, "b t a"], chunks: Float[Tensor, "b t a"]
+    ) -> Float[Tensor, "b t a"]:
+        """Newton's step against the sum, for an energy of that gradient and of curvature one."""
+        return self.inverse @ (gradient + self.curvature @ chunks)
 
     def between(self, chunks: Float[Tensor, "b t a"]) -> Float[Tensor, "b t a"]:
-        """The minima of bowls of curvature 1 around ``chunks`` with this beside them."""
-        return (chunks + self.weights * self.actions) / (1 + self.weights)
-
-    def repeated(self, starts: int) -> Anchor:
-        """Each sample's ``starts`` times in a row."""
-        return Anchor(self.actions.repeat_interleave(starts, 0), self.weights)
+        """The minima of the sum, for an energy with bowls of curvature one around ``chunks``."""
+        return chunks - self.step(torch.zeros_like(chunks), chunks)
 
 
 def descend(
@@ -101,7 +120,7 @@ def descend(
     keep_path: bool = False,
     taken: int = 0,
     free: Float[Tensor, "b t 1"] | None = None,
-    anchor: Anchor | None = None,
+    smoothness: Smoothness | None = None,
 ) -> tuple[Float[Tensor, "b t a"], Trace]:
     """Descend ``energy`` from ``start``; works inside ``no_grad`` and ``inference_mode`` too.
 
@@ -114,7 +133,7 @@ def descend(
         taken: steps that led to ``start`` already; they count towards ``config.steps``.
         free: 1 for the actions that descend, 0 for those that stay as they are in ``start``;
             without it all descend.
-        anchor: added to the energy; steps are shorter by the curvature that it adds.
+        smoothness: added to the energy; steps are Newton's for the curvature that it adds.
 
     Returns:
         The last iterates and the trace.
@@ -138,9 +157,8 @@ def descend(
                 point = point + config.noise * walk
             ahead = point + config.momentum * velocity
             value, gradient = energy_and_gradient(energy, ahead)
-            if anchor is not None:
-                gradient = gradient + anchor.weights * (ahead - anchor.actions)
-                gradient = gradient / (1 + anchor.weights)
+            if smoothness is not None:
+                gradient = smoothness.step(gradient, ahead)
             if free is not None:
                 gradient = gradient * free
             energies.append(value)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ebt_policy.benchmarks.serving import serving
 from ebt_policy.client import PolicyClient
+from ebt_policy.config import override
 from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
 from ebt_policy.policies.files import load_policy
 from ebt_policy.provenance import provenance
@@ -114,7 +115,7 @@ def measure_delay(
         UserError: the task or the policy is unknown, or they do not suit each other.
     """
     make_task(task)
-    config, rows = load_policy(run).config, []
+    config, rows = override(load_policy(run).config, settings), []
     context = multiprocessing.get_context("spawn")
     with serving(run, settings) as (_, port), context.Pool(min(robots, episodes)) as pool:
         for link in links:

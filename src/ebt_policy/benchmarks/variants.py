@@ -94,9 +94,9 @@ class BareDiffusionPolicy(DiffusionPolicy):
         super().__init__(config)
         self._tabulate()
 
-    def with_sampling(self, settings: Any) -> Policy:
+    def with_sampling(self, settings: Any = None, action_steps: int | None = None) -> Policy:
         """See :meth:`Policy.with_sampling`."""
-        other = super().with_sampling(settings)
+        other = super().with_sampling(settings, action_steps)
         assert isinstance(other, BareDiffusionPolicy)
         other._tabulate()
         return other

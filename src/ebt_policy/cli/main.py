@@ -19,6 +19,7 @@ from ebt_policy.errors import UserError
 
 if TYPE_CHECKING:
     from ebt_policy.demonstrations import Demonstrations
+    from ebt_policy.policies import Policy
 
 # The extra that brings a library which a command needs.
 EXTRAS = {
@@ -767,8 +768,9 @@ def _eval(options: argparse.Namespace) -> None:
         given = {k: v for k, v in changes.items() if v is not None}
         acting = dataclasses.replace(getattr(config, part), **given)
     rollout = Rollout(
-        options.run, options.task, acting, options.video, options.seed if options.video else None
-    )
+        options.run, options.task, acting, options.video, options.seed if options.video else None,
+        action_steps=config.windows.action_steps,
+    )  # fmt: skip
     result = evaluate(rollout, options.episodes, options.seed, options.workers)
     store_result(result, Path(options.run), Path(options.json) if options.json else None)
     _print_result(result)
@@ -833,23 +835,33 @@ def _acting_config(config: settings.PolicyConfig, assignments: list[str]) -> set
     from ebt_policy.policies import POLICIES
 
     part = POLICIES[config.policy].acting
+    kept = "windows.action_steps"
     for text in assignments:
-        if part is None or not text.startswith(f"{part}."):
+        is_of_part = part is not None and text.startswith(f"{part}.")
+        if not (is_of_part or text.startswith(f"{kept}=")):
             raise UserError(
-                f"--set {text}: a trained --policy {config.policy} can change "
-                + (f"only {part}.…" if part else "nothing")
+                f"--set {text}: a trained --policy {config.policy} can change only "
+                + (f"{part}.… and {kept}" if part else kept)
             )
     return settings.override(config, assignments)
+
+
+def _acting(policy: Policy, assignments: list[str]) -> Policy:
+    """A trained policy with some settings of acting replaced.
+
+    Raises:
+        UserError: a setting is not one of acting.
+    """
+    config = _acting_config(policy.config, assignments)
+    part = None if policy.acting is None else getattr(config, policy.acting)
+    return policy.with_sampling(part, config.windows.action_steps)
 
 
 def _export(options: argparse.Namespace) -> None:
     from ebt_policy.policies.export import export_onnx
     from ebt_policy.policies.files import load_policy
 
-    policy = load_policy(options.run)
-    config = _acting_config(policy.config, options.set)
-    if policy.acting is not None:
-        policy = policy.with_sampling(getattr(config, policy.acting))
+    policy = _acting(load_policy(options.run), options.set)
     written = export_onnx(policy, Path(options.out))
     print(
         f"{options.out}: {', '.join([*written['streams'], *written['draws']])} -> "
@@ -866,10 +878,8 @@ def _serve(options: argparse.Namespace) -> None:
 
     server_config = ServerConfig(options.host, options.port, options.max_mb, options.budget_ms)
     key = None if options.api_key_file is None else read_api_key(Path(options.api_key_file))
-    policy = load_policy(options.run, "cuda" if torch.cuda.is_available() else "cpu")
-    config = _acting_config(policy.config, options.set)
-    if policy.acting is not None:
-        policy = policy.with_sampling(getattr(config, policy.acting))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = _acting(load_policy(options.run, device), options.set)
     limits = (
         ActionLimits(policy)
         if options.limits is None

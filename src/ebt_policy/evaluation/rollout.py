@@ -75,6 +75,7 @@ class Rollout:
         run: the policy's folder.
         task: the task's name.
         acting: settings for acting instead of the saved ones, e.g. a ``DescentConfig``.
+        action_steps: actions executed of each chunk instead of the saved number.
         video: where to write a video of ``film_seed``.
         with_alarm: whether the policy's alarm is part of it, and what it imagines then.
     """
@@ -85,12 +86,13 @@ class Rollout:
     video: str | None = None
     film_seed: int | None = None
     with_alarm: bool = True
+    action_steps: int | None = None
 
     def policy(self) -> Policy:
         """The policy as it will act."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         policy = load_policy(self.run, device, self.with_alarm)
-        return policy if self.acting is None else policy.with_sampling(self.acting)
+        return policy.with_sampling(self.acting, self.action_steps)
 
 
 @dataclass
@@ -388,7 +390,7 @@ def _of_policy(policy: Policy, rollout: Rollout) -> dict[str, Any]:
     """What the result says of the policy and how it acted."""
     config = policy.config
     is_energy = config.policy == "ebt"
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"action_steps": config.windows.action_steps}
     if policy.acting is not None:
         settings[policy.acting] = dataclasses.asdict(getattr(config, policy.acting))
     if is_energy:

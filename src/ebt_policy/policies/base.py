@@ -122,15 +122,24 @@ class Policy(nn.Module):
         """Name of the way this policy acts, for reports."""
         return "none"
 
-    def with_sampling(self, settings: Any) -> Policy:
+    def with_sampling(self, settings: Any = None, action_steps: int | None = None) -> Policy:
         """A policy with the same weights (shared, not copied) and other settings for acting.
 
         Args:
-            settings: what stands in the configuration under ``acting``, e.g. ``DescentConfig``.
+            settings: what stands in the configuration under ``acting``, e.g. ``DescentConfig``;
+                None: as they are.
+            action_steps: actions executed of each chunk; None: as many as before.
+
+        Raises:
+            UserError: more actions than a chunk has.
         """
         other = copy.copy(self)
-        assert self.acting is not None
-        other.config = replace(self.config, **{self.acting: settings})
+        if settings is not None:
+            assert self.acting is not None
+            other.config = replace(other.config, **{self.acting: settings})
+        if action_steps is not None:
+            windows = replace(other.config.windows, action_steps=action_steps)
+            other.config = replace(other.config, windows=windows)
         other.reset()
         return other
 

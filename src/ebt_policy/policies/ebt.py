@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebt_policy.config import PolicyConfig
-from ebt_policy.descent import Anchor, Trace, best_of, descend
+from ebt_policy.descent import Smoothness, Trace, best_of, descend
 from ebt_policy.energy.model import EnergyModel, Prefix, is_alive
 from ebt_policy.energy.transformer import Memory
 from ebt_policy.objectives.basin import basin, near
@@ -80,12 +80,12 @@ class EnergyPolicy(Policy):
         keep_path: bool = False,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
         memory, settings = self.energy.remember(observation), self.config.descent
-        anchor = self._anchor(previous, prefix)
-        start, noise, taken = self.starts(memory, generators, previous, prefix, anchor)
+        prefix = self._held(prefix, previous)
+        smoothness = self._smoothness(prefix, memory)
+        start, noise, taken = self.starts(memory, generators, previous, prefix, smoothness)
         free = None if prefix is None else prefix.repeated(settings.starts).free
-        near = None if anchor is None else anchor.repeated(settings.starts)
         energy = self.energy.given(memory, settings.starts)
-        actions, trace = descend(energy, start, settings, noise, keep_path, taken, free, near)
+        actions, trace = descend(energy, start, settings, noise, keep_path, taken, free, smoothness)
         if settings.starts > 1:
             actions, trace = best_of(actions, trace, settings.starts)
         return actions, trace.steps, trace
@@ -97,7 +97,23 @@ class EnergyPolicy(Policy):
         generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,
     ) -> tuple[Float[Tensor, "b t a"], Tensor, Trace | None]:
-        return self.sample(observation, generators, previous, prefix if self.holds_prefix else None)
+        return self.sample(observation, generators, previous, prefix)
+
+    def _held(
+        self, prefix: Prefix | None, previous: Float[Tensor, "b t a"] | None
+    ) -> Prefix | None:
+        """The actions at the beginning of the chunk that stay as they are.
+
+        With smoothness, where nothing else is decided, those that were executed since the oldest
+        observation. Without, and without having learned to go on from a prefix, none.
+        """
+        if self.config.descent.smoothness == 0:
+            return prefix if self.holds_prefix else None
+        if prefix is None and previous is not None:
+            executed = self.config.windows.executed.start
+            lengths = torch.full((len(previous), 1), executed, device=previous.device)
+            return Prefix.of(previous, lengths)
+        return prefix
 
     def starts(
         self,
@@ -105,15 +121,15 @@ class EnergyPolicy(Policy):
         generators: Sequence[torch.Generator] | Draws | None,
         previous: Float[Tensor, "b t a"] | None,
         prefix: Prefix | None = None,
-        anchor: Anchor | None = None,
+        smoothness: Smoothness | None = None,
     ) -> tuple[Float[Tensor, "bn t a"], Float[Tensor, "k bn t a"] | None, int]:
         """Where the descent begins.
 
         Returns:
             Starting chunks (b * starts, T, A): a proposal (the same for all starts of a sample,
-            so that every way is taken as often as it was demonstrated), noise, or what was
-            planned before; a prefix is in its place. The draws of the noise for each step, if
-            there is any. And the steps taken so far: 1 if the start is a proposal, else 0.
+            so that every way is taken as often as it was demonstrated), made smooth, noise, or
+            what was planned before; a prefix is in its place. The draws of the noise for each
+            step, if there is any. And the steps taken so far: 1 if the start is a proposal, else 0.
         """
         settings, windows = self.config.descent, self.config.windows
         batch, device = len(memory[0][0]), memory[0][0].device
@@ -122,12 +138,14 @@ class EnergyPolicy(Policy):
         if settings.warm_start and previous is not None:
             start = previous.repeat_interleave(settings.starts, 0)
         elif settings.start == "proposal":
-            start, taken = self.proposal(memory, generators, prefix, anchor), 1
+            start, taken = self.proposal(memory, generators, prefix), 1
             start = start.repeat_interleave(settings.starts, 0)
         else:
             start = draw((settings.starts, *chunk), batch, generators, device).flatten(0, 1)
         if prefix is not None:
             start = prefix.repeated(settings.starts).over(start)
+        if smoothness is not None and taken:
+            start = smoothness.between(start)
         left = settings.steps - taken
         if settings.noise == 0 or left == 0:
             return start, None, taken
@@ -140,34 +158,18 @@ class EnergyPolicy(Policy):
         memory: Memory,
         generators: Sequence[torch.Generator] | Draws | None,
         prefix: Prefix | None = None,
-        anchor: Anchor | None = None,
     ) -> Float[Tensor, "b t a"]:
-        """One of the living ways for each sample, drawn as often as it is the way.
-
-        With an anchor, as often as it is the way of who has planned that: the responsibilities of
-        the basin's objective, with the weighted error to the anchor for that to a demonstration.
-        """
-        chunks, logits = self.energy.proposals(memory, prefix)
+        """One of the living ways for each sample, drawn as often as it is the way."""
+        chunks, logits = self.energy.proposals(memory, prefix if self.holds_prefix else None)
         logits = logits.masked_fill(~is_alive(logits), -torch.inf)
-        if anchor is not None:
-            apart = (chunks - anchor.actions[:, None]).square().mean(-1, keepdim=True)
-            error = (apart * anchor.weights).sum((2, 3)) / anchor.weights.sum()
-            logits = logits - error / (2 * self.config.basin.way_width**2)
         # The normal distribution function makes a uniform draw of a normal one.
         uniform = torch.special.ndtr(draw((1,), len(chunks), generators, chunks.device))
         below = logits.softmax(1).cumsum(1)[:, :-1] < uniform
-        taken = chunks[torch.arange(len(chunks), device=chunks.device), below.sum(1)]
-        return taken if anchor is None else anchor.between(taken)
+        return chunks[torch.arange(len(chunks), device=chunks.device), below.sum(1)]
 
-    def _anchor(
-        self, previous: Float[Tensor, "b t a"] | None, prefix: Prefix | None
-    ) -> Anchor | None:
-        """What was planned before, if the chunk should stay near it."""
-        weight, windows = self.config.descent.continuity, self.config.windows
-        if weight == 0 or previous is None:
+    def _smoothness(self, prefix: Prefix | None, memory: Memory) -> Smoothness | None:
+        weight = self.config.descent.smoothness
+        if weight == 0:
             return None
-        first = windows.executed.start
-        if prefix is not None:
-            first = int((1 - prefix.free[0]).sum())
-        after = torch.arange(windows.horizon, device=previous.device) - first
-        return Anchor(previous, (weight * 0.5**after * (after >= 0))[:, None])
+        decided = 0 if prefix is None else int((1 - prefix.free[0]).sum())
+        return Smoothness.of(weight, self.config.windows.horizon, decided, memory[0][0].device)

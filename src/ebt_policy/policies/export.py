@@ -201,7 +201,7 @@ def check_exportable(config: PolicyConfig) -> None:
             ("tolerance", descent.tolerance, 0.0),
             ("max_ms", descent.max_ms, None),
             ("warm_start", descent.warm_start, False),
-            ("continuity", descent.continuity, 0.0),
+            ("smoothness", descent.smoothness, 0.0),
         ):
             if value != fixed:
                 raise UserError(
