@@ -244,6 +244,21 @@ def test_a_policy_acts_by_its_sentence_as_in_training(tmp_path: Path) -> None:
     assert policy.select_action(one).shape == (2,)
 
 
+def test_in_training_a_sentence_is_a_neighbourhood(tmp_path: Path) -> None:
+    """Other noise for each window, the same at all its steps; none when acting or of numbers."""
+    policy, windows = obedient(open_demonstrations(told(tmp_path / "d.hdf5")), sentence_noise=0.5)
+    raw = windows.gather(torch.tensor([0, 0])).observations
+    policy.eval()
+    acting = policy.normalise_observation(raw)
+    policy.train()
+    training = policy.normalise_observation(raw)
+    assert torch.equal(training["state"], acting["state"])
+    change = training["task"] - acting["task"]
+    assert change.std() > 0.1
+    assert torch.allclose(change[:, 0], change[:, -1], atol=1e-5)
+    assert not torch.allclose(change[0], change[1], atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [

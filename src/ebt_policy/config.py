@@ -405,7 +405,13 @@ class IBCConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """All that a saved policy needs to be built again; a run's ``config.json``."""
+    """All that a saved policy needs to be built again; a run's ``config.json``.
+
+    Attributes:
+        sentence_noise: standard deviation of the noise on a sentence's vector, whose root mean
+            square is about 1, in training: what is learned is a neighbourhood of every sentence
+            instead of the sentence alone, and paraphrases lie there.
+    """
 
     policy: PolicyName
     streams: dict[str, StreamConfig]
@@ -413,6 +419,7 @@ class PolicyConfig:
     network: NetworkConfig
     windows: WindowConfig = field(default_factory=WindowConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
+    sentence_noise: float = 0.5
     form: EnergyForm = "residual"
     objective: ObjectiveName = "basin"
     basin: BasinConfig = field(default_factory=BasinConfig)
@@ -447,6 +454,8 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if not self.streams:
             raise UserError("streams is empty: a policy needs at least one observation stream")
+        if not self.sentence_noise >= 0:
+            raise UserError(f"sentence_noise = {self.sentence_noise}: it must be at least 0")
         if self.action_dim < 1:
             raise UserError(f"action_dim = {self.action_dim}: it must be at least 1")
         if self.objective == "unrolled" and self.form == "residual":

@@ -219,7 +219,8 @@ class Policy(nn.Module):
     def normalise_observation(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raw streams (b, To, *shape) to what the network sees, all of it about in [-1, 1].
 
-        A sentence is raw as its vector; :meth:`raw_windows` takes text.
+        A sentence is raw as its vector; :meth:`raw_windows` takes text. In training mode pictures
+        and sentences are changed a little (``vision``, ``sentence_noise``).
 
         Returns:
             Features (b, To, features) of numbers, pictures (b, To, 3, h, w) of images.
@@ -229,6 +230,9 @@ class Policy(nn.Module):
             values = observations[name]
             if isinstance(normaliser, Normaliser):
                 values = self._features(name, values)
+            if self.training and self.config.streams[name].kind == "text":
+                # The same at all steps of a window.
+                values = values + self.config.sentence_noise * torch.randn_like(values[:, :1])
             normalised[name] = normaliser.normalise(values)
         return normalised
 
