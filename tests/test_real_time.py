@@ -244,7 +244,7 @@ def test_claims_of_delay_come_from_the_files(tmp_path: Path) -> None:
                 "delay_ms": ms, "jitter_ms": 0.1 * ms, "success": 1.0, "success_ci95": [0.9, 1.0],
                 "score": score,
                 "score_ci95": [0.0, 1.0], "seam_jerk": jerk, "inner_jerk": 0.1, "held": 0.0,
-                "scores": [score] * 9,
+                "scores": [score] * 9, "successes": [1] * 9,
             }
             for ms, score in zip((0.0, 200.0), scores, strict=True)
         ]  # fmt: skip
@@ -258,7 +258,8 @@ def test_claims_of_delay_come_from_the_files(tmp_path: Path) -> None:
             }
         )
 
-    (tmp_path / "delay-1.json").write_text(measured(0.0, [], [1.0, 0.6], 2.0))
+    (tmp_path / "delay-1.json").write_text(measured(0.0, [], [1.0, 0.7], 3.0))
+    (tmp_path / "delay-other-seed.json").write_text(measured(0.0, [], [1.0, 0.5], 1.0))
     (tmp_path / "delay-2.json").write_text(
         measured(0.5, ["descent.smoothness=2"], [0.9, 0.88], 1.0)
     )
@@ -266,9 +267,8 @@ def test_claims_of_delay_come_from_the_files(tmp_path: Path) -> None:
     page.write_text("<!-- table: delay -->\n<!-- end -->\n<!-- table: claims -->\n<!-- end -->\n")
     render_claims(page, tmp_path)
     text = page.read_text()
-    assert (
-        "| a/b | plain | 200 ± 20 | 1.000 [0.900, 1.000] | 0.600 [0.000, 1.000] | 2 | 0.1 |" in text
-    )
+    row = next(line for line in text.splitlines() if line.startswith("| a/b | plain | 200 ± 20"))
+    assert "| 0.600 [0.500, 0.700] | 2 | 0.1 | 0.0 % | 2 × 9 | 7 |" in row
     kept, jerk = [
         line for line in text.splitlines() if "frozen prefix, smoothness 2, 200 ± 20 ms" in line
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ebt_policy.benchmarks import manipulation, objectives
 from ebt_policy.benchmarks.manipulation import IMAGINING, RECOVERIES, SHIFTS
@@ -29,6 +30,8 @@ from ebt_policy.benchmarks.stability import CHUNKS, FACTORS, RATIO, SCALES
 from ebt_policy.benchmarks.study import BenchTask
 from ebt_policy.benchmarks.uncertainty import SHIFTS as SHIFTED_BY
 from ebt_policy.evaluation.statistics import bootstrap_crossed
+from ebt_policy.policies.files import replace_file
+from ebt_policy.report.figures import png
 
 OURS = ("basin", "2 steps")
 THEIRS = (("diffusion", "DDIM-10"), ("diffusion", "DDPM-100"))
@@ -39,6 +42,7 @@ NAMES = {
 }
 _MARGIN = 0.03  # how far below "not below" allows
 _DELAY, _KEPT = 200.0, 0.95  # ms, and what is left of the undelayed score
+_PREFIX = "frozen prefix"
 _ALARM_MARGIN = 0.03  # how far from the stated rate the measured one may be
 _DIVERGING = 0.05
 _DISTURBED = {
@@ -72,7 +76,7 @@ def _files(folder: Path, pattern: str) -> dict[str, Any]:
 
 
 def render_claims(page: Path, folder: Path) -> None:
-    """Write the page's tables.
+    """Write the page's tables and figures.
 
     Raises:
         UserError: the page is missing or names an unknown table.
@@ -91,6 +95,9 @@ def render_claims(page: Path, folder: Path) -> None:
             "embodiments": lambda: _embodiments(found), "delay": lambda: _delay(found),
         },
     )  # fmt: skip
+    figure = _figure_delay(found)
+    if figure is not None:
+        replace_file(page.parent / "figures" / "claims-delay.png", png(figure))
 
 
 def _of(values: np.ndarray, verdict: str) -> str:
@@ -579,7 +586,7 @@ def _embodiments(found: Found) -> str:
 
 def _chunking(measured: dict[str, Any]) -> str:
     """How the chunks of a measurement of delay fit together, in a few words."""
-    ways = ["frozen prefix" if measured["prefix_share"] else "plain"]
+    ways = [_PREFIX if measured["prefix_share"] else "plain"]
     for setting in measured["settings"]:
         name, value = setting.removeprefix("descent.").split("=")
         if name != "windows.action_steps":  # of every row alike
@@ -587,60 +594,93 @@ def _chunking(measured: dict[str, Any]) -> str:
     return ", ".join(ways)
 
 
-def _link(measured: dict[str, Any]) -> float:
-    """How much the delay varied, in ms."""
-    return float(max(row["jitter_ms"] for row in measured["rows"]))
+# Task, how chunks fit together, how much the delay varied in ms, first start.
+_Arm = tuple[str, str, float, int]
+
+
+def _arms(found: Found) -> dict[_Arm, dict[float, list[dict[str, Any]]]]:
+    """Of each arm and delay the rows of all files, one for each training seed."""
+    arms: dict[_Arm, dict[float, list[dict[str, Any]]]] = {}
+    for measured in found.delays.values():
+        jitter = float(max(row["jitter_ms"] for row in measured["rows"]))
+        arm = (measured["task"], _chunking(measured), jitter, measured["first_seed"])
+        for row in measured["rows"]:
+            arms.setdefault(arm, {}).setdefault(row["delay_ms"], []).append(row)
+    return arms
+
+
+def _crossed(rows: list[dict[str, Any]], key: str) -> np.ndarray:
+    """A row's values of each start (seeds, starts), of the starts that all of them have."""
+    starts = min(len(row[key]) for row in rows)
+    return np.array([row[key][:starts] for row in rows], np.float64)
+
+
+def _mean(rows: list[dict[str, Any]], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
 
 
 def _delay(found: Found) -> str:
-    rows = [
+    table = [
         [
-            measured["task"], _chunking(measured), f"{row['delay_ms']:g} ± {row['jitter_ms']:g}",
-            bracketed(row["success"], *row["success_ci95"]),
-            bracketed(row["score"], *row["score_ci95"]),
-            f"{row['seam_jerk']:.3g}", f"{row['inner_jerk']:.3g}",
-            f"{100 * row['held']:.1f} %", f"{len(row['scores'])}, {measured['first_seed']}",
+            task, chunking, f"{ms:g} ± {jitter if ms else 0:g}",
+            interval(_crossed(rows, "successes")), interval(_crossed(rows, "scores")),
+            f"{_mean(rows, 'seam_jerk'):.3g}", f"{_mean(rows, 'inner_jerk'):.3g}",
+            f"{100 * _mean(rows, 'held'):.1f} %", _size(_crossed(rows, "scores")), str(first),
         ]
-        for measured in found.delays.values()
-        for row in sorted(measured["rows"], key=lambda row: row["delay_ms"])
+        for (task, chunking, jitter, first), by_delay in _arms(found).items()
+        for ms, rows in sorted(by_delay.items())
     ]  # fmt: skip
-    head = ["task", "chunks", "delay, ms", "success [95%]", "score [95%]"]
-    return markdown([*head, "jerk, seams", "jerk, elsewhere", "held", "starts, first"], rows)
+    head = ["task", "chunks", "delay, ms", "success [95%]", "score [95%]", "jerk, seams"]
+    return markdown([*head, "jerk, elsewhere", "held", "seeds × starts", "first start"], table)
+
+
+def _figure_delay(found: Found) -> Figure | None:
+    """Score and jerk against delay, of arms that were measured at several."""
+    arms = {arm: by_delay for arm, by_delay in _arms(found).items() if len(by_delay) > 2}
+    if not arms:
+        return None
+    figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+    score_axes, jerk_axes = figure.subplots(1, 2)
+    for (task, chunking, *_), by_delay in arms.items():
+        delays = sorted(by_delay)
+        values = [_crossed(by_delay[ms], "scores") for ms in delays]
+        means = np.array([value.mean() for value in values])
+        low, high = np.transpose([bootstrap_crossed(value) for value in values])
+        score_axes.errorbar(
+            delays, means, [means - low, high - means], marker="o", capsize=3,
+            label=f"{chunking} ({task})",
+        )  # fmt: skip
+        jerk_axes.plot(delays, [_mean(by_delay[ms], "seam_jerk") for ms in delays], marker="o")
+    score_axes.set(xlabel="delay, ms", ylabel="score, 95% intervals", ylim=(0, 1.05))
+    jerk_axes.set(xlabel="delay, ms", ylabel="jerk where chunks begin")
+    jerk_axes.set_ylim(bottom=0)
+    score_axes.legend(loc="lower left", frameon=False)
+    return figure
 
 
 def _delay_claims(found: Found) -> list[list[str]]:
     """Of every frozen prefix, with what plain chunking does on its task beside it."""
-    claims = []
-    for file, ours in found.delays.items():
-        if not ours["prefix_share"]:
+    claims, arms = [], _arms(found)
+    for (task, chunking, jitter, first), ours in arms.items():
+        plain = arms.get((task, "plain", jitter, first), {})
+        if not chunking.startswith(_PREFIX) or not {0.0, _DELAY} <= ours.keys() & plain.keys():
             continue
-        plain = [
-            other
-            for other in found.delays.values()
-            if other["task"] == ours["task"]
-            and _chunking(other) == "plain"
-            and (_link(other), other["first_seed"]) == (_link(ours), ours["first_seed"])
-        ]
-        if not plain:
-            continue
-        by_delay = [{row["delay_ms"]: row for row in one["rows"]} for one in (ours, plain[0])]
-        where = (
-            f"{ours['task']}, {_chunking(ours)}, {_DELAY:g} ± {_link(ours):g} ms, "
-            f"starts from {ours['first_seed']}"
+        where = f"{task}, {chunking}, {_DELAY:g} ± {jitter:g} ms"
+        command = f"`bench delay … --task {task}`"
+        undelayed, delayed = (_crossed(ours[ms], "scores") for ms in (0.0, _DELAY))
+        lost = delayed - _KEPT * undelayed
+        kept, by_plain = (
+            _mean(of[_DELAY], "score") / _mean(of[0.0], "score") for of in (ours, plain)
         )
-        command = f"`bench delay … --json results/{file}`"
-        undelayed, delayed = (np.array(by_delay[0][ms]["scores"])[None] for ms in (0, _DELAY))
-        low, high = bootstrap_crossed(delayed - _KEPT * undelayed, are_differences=True)
-        kept = [by_delay[i][_DELAY]["score"] / by_delay[i][0]["score"] for i in (0, 1)]
         claims.append([
             f"keeps {_KEPT:g} of the undelayed score: {where}", command,
-            f"{kept[0]:.3f} against {kept[1]:.3f} of plain chunking, 1 × {delayed.shape[1]}",
-            _of(delayed, verdict_of(low, high, 0.0)),
+            f"{kept:.3f} against {by_plain:.3f} of plain chunking, {_size(lost)}",
+            _of(lost, verdict_of(*bootstrap_crossed(lost, are_differences=True), 0.0)),
         ])  # fmt: skip
-        jerks = [by_delay[i][_DELAY]["seam_jerk"] for i in (0, 1)]
+        jerk, of_plain = (_mean(of[_DELAY], "seam_jerk") for of in (ours, plain))
         claims.append([
             f"the jerk where chunks begin is at most half of plain chunking's: {where}", command,
-            f"{jerks[0]:.3g} against {jerks[1]:.3g}",
-            _of(delayed, "holds" if jerks[0] <= 0.5 * jerks[1] else "does not hold"),
+            f"{jerk:.3g} against {of_plain:.3g}",
+            _of(lost, "holds" if jerk <= 0.5 * of_plain else "does not hold"),
         ])  # fmt: skip
     return claims
