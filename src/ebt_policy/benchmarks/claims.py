@@ -589,13 +589,14 @@ def _chunking(measured: dict[str, Any]) -> str:
     ways = [_PREFIX if measured["prefix_share"] else "plain"]
     for setting in measured["settings"]:
         name, value = setting.removeprefix("descent.").split("=")
-        if name != "windows.action_steps":  # of every row alike
+        if name != "windows.action_steps":
             ways.append("warm start" if name == "warm_start" else f"{name} {value}")
     return ", ".join(ways)
 
 
-# Task, how chunks fit together, how much the delay varied in ms, first start.
-_Arm = tuple[str, str, float, int]
+# Task, how chunks fit together, actions executed of each, how much the delay varied in ms, first
+# start.
+_Arm = tuple[str, str, int, float, int]
 
 
 def _arms(found: Found) -> dict[_Arm, dict[float, list[dict[str, Any]]]]:
@@ -603,7 +604,8 @@ def _arms(found: Found) -> dict[_Arm, dict[float, list[dict[str, Any]]]]:
     arms: dict[_Arm, dict[float, list[dict[str, Any]]]] = {}
     for measured in found.delays.values():
         jitter = float(max(row["jitter_ms"] for row in measured["rows"]))
-        arm = (measured["task"], _chunking(measured), jitter, measured["first_seed"])
+        executed = measured["windows"]["action_steps"]
+        arm = (measured["task"], _chunking(measured), executed, jitter, measured["first_seed"])
         for row in measured["rows"]:
             arms.setdefault(arm, {}).setdefault(row["delay_ms"], []).append(row)
     return arms
@@ -622,15 +624,23 @@ def _mean(rows: list[dict[str, Any]], key: str) -> float:
 def _delay(found: Found) -> str:
     table = [
         [
-            task, chunking, f"{ms:g} ± {jitter if ms else 0:g}",
+            task, chunking, str(executed), f"{ms:g} ± {jitter if ms else 0:g}",
             interval(_crossed(rows, "successes")), interval(_crossed(rows, "scores")),
             f"{_mean(rows, 'seam_jerk'):.3g}", f"{_mean(rows, 'inner_jerk'):.3g}",
             f"{100 * _mean(rows, 'held'):.1f} %", _size(_crossed(rows, "scores")), str(first),
         ]
-        for (task, chunking, jitter, first), by_delay in _arms(found).items()
+        for (task, chunking, executed, jitter, first), by_delay in _arms(found).items()
         for ms, rows in sorted(by_delay.items())
     ]  # fmt: skip
-    head = ["task", "chunks", "delay, ms", "success [95%]", "score [95%]", "jerk, seams"]
+    head = [
+        "task",
+        "chunks",
+        "executed",
+        "delay, ms",
+        "success [95%]",
+        "score [95%]",
+        "jerk, seams",
+    ]
     return markdown([*head, "jerk, elsewhere", "held", "seeds × starts", "first start"], table)
 
 
@@ -641,14 +651,14 @@ def _figure_delay(found: Found) -> Figure | None:
         return None
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
     score_axes, jerk_axes = figure.subplots(1, 2)
-    for (task, chunking, *_), by_delay in arms.items():
+    for (task, chunking, executed, *_), by_delay in arms.items():
         delays = sorted(by_delay)
         values = [_crossed(by_delay[ms], "scores") for ms in delays]
         means = np.array([value.mean() for value in values])
         low, high = np.transpose([bootstrap_crossed(value) for value in values])
         score_axes.errorbar(
             delays, means, [means - low, high - means], marker="o", capsize=3,
-            label=f"{chunking} ({task})",
+            label=f"{task}, {chunking}, {executed} actions",
         )  # fmt: skip
         jerk_axes.plot(delays, [_mean(by_delay[ms], "seam_jerk") for ms in delays], marker="o")
     score_axes.set(xlabel="delay, ms", ylabel="score, 95% intervals", ylim=(0, 1.05))
@@ -661,8 +671,8 @@ def _figure_delay(found: Found) -> Figure | None:
 def _delay_claims(found: Found) -> list[list[str]]:
     """Of every frozen prefix, with what plain chunking does on its task beside it."""
     claims, arms = [], _arms(found)
-    for (task, chunking, jitter, first), ours in arms.items():
-        plain = arms.get((task, "plain", jitter, first), {})
+    for (task, chunking, executed, jitter, first), ours in arms.items():
+        plain = arms.get((task, "plain", executed, jitter, first), {})
         if not chunking.startswith(_PREFIX) or not {0.0, _DELAY} <= ours.keys() & plain.keys():
             continue
         where = f"{task}, {chunking}, {_DELAY:g} ± {jitter:g} ms"
