@@ -52,6 +52,28 @@ def test_frames_are_real_and_change(name: str) -> None:
     environment.close()
 
 
+def test_meta_worlds_cameras_show_the_task_of_the_turn() -> None:
+    """On demand, at the size that is asked for, and what moves."""
+    task = make_task("metaworld/mt3")
+    environment = task.make()
+    sizes = dict(zip(task.cameras, ((48, 64), (32, 32), (32, 32)), strict=True))
+    assert not set(sizes) & set(environment.reset(0))
+    environment.cameras = sizes
+    first, other = environment.reset(0), environment.reset(1)
+    for camera, size in sizes.items():
+        assert first[camera].shape == (*size, 3)
+        assert first[camera].dtype == np.uint8
+        assert first[camera].std() > 5
+    assert (first["topview_image"] != other["topview_image"]).mean() > 0.02
+    for _ in range(5):
+        moved = environment.step(np.array([1.0, 0.0, 0.0, 1.0])).observation
+    for camera in sizes:
+        assert (moved[camera] != other[camera]).mean() > 0.005
+    environment.cameras = {}
+    assert set(environment.step(np.zeros(4)).observation) == {"state", "task"}
+    environment.close()
+
+
 def test_pusht_scores_coverage_over_0_95() -> None:
     task = make_task("pusht")
     environment = task.make()
@@ -114,7 +136,7 @@ def test_metaworld_shows_the_goal_and_records_clipped_actions() -> None:
 def test_unknown_tasks_and_impossible_collections_are_named() -> None:
     for name, message in [
         ("nothing", "--task nothing: unknown; there are planar/fork, pusht"),
-        ("metaworld/pick-plaice", "no such Meta-World task; there are puck, mt10"),
+        ("metaworld/pick-plaice", "no such Meta-World task; there are puck, mt3, mt10"),
         ("gym:NoSuch-v0", "gymnasium cannot make it"),
         ("gym:CartPole-v1", "expected a 1-D Box"),
     ]:

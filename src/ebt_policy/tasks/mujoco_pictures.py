@@ -15,15 +15,18 @@ import numpy as np
 
 from ebt_policy.shapes import UInt8
 
+IMAGE = "_image"  # after a camera's name that of its stream, as robomimic has it
+
 
 class Pictures:
     """Draws the scene of any model that has the same meshes and textures.
 
     Args:
         model: one of them, ``mujoco.MjModel``.
+        shadows: whether lights throw them.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, shadows: bool) -> None:
         import mujoco
 
         width, height = model.vis.global_.offwidth, model.vis.global_.offheight
@@ -35,6 +38,7 @@ class Pictures:
         self._scene: Any = mujoco.MjvScene(model, maxgeom=10_000)
         # Reflections take half of the time, and hardly a pixel shows them.
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = int(shadows)
         self._visible: Any = mujoco.MjvOption()
         self._visible.geomgroup[0] = 0  # shapes for collisions only
         free = weakref.finalize(self, _free, self._window, self._context)
@@ -73,9 +77,9 @@ def _free(window: Any, context: Any) -> None:
 _PICTURES = weakref.WeakValueDictionary[str, Pictures]()
 
 
-def shared_pictures(scene: str, model: Any) -> Pictures:
+def shared_pictures(scene: str, model: Any, shadows: bool = True) -> Pictures:
     """This process's pictures of a scene, made when they are first asked for."""
     pictures = _PICTURES.get(scene)
     if pictures is None:
-        pictures = _PICTURES[scene] = Pictures(model)
+        pictures = _PICTURES[scene] = Pictures(model, shadows)
     return pictures

@@ -25,14 +25,12 @@ from ebt_policy.tasks.base import (
     Task,
     missing_extra,
 )
-from ebt_policy.tasks.mujoco_pictures import Pictures, shared_pictures
+from ebt_policy.tasks.mujoco_pictures import IMAGE, Pictures, shared_pictures
 from ebt_policy.tasks.robosuite_experts import make_expert
 
 ROBOTS = ("IIWA", "Kinova3", "Panda", "Sawyer", "UR5e")
 RATE = 20
 FRAME_HEIGHT, FRAME_WIDTH = 240, 320
-# Image streams, named as robomimic names them: the camera's name and this.
-IMAGE = "_image"
 CAMERAS = ("agentview", "robot0_eye_in_hand", "frontview", "sideview", "birdview")
 _LOST = 3  # control steps without contact after which an object is lost; shorter gaps are bounces
 
