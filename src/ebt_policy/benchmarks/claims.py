@@ -51,6 +51,7 @@ _DISTURBED = {
 }
 MANY = max(manipulation.STEP_BUDGETS)
 _TARGETS = {"Lift": 0.98, "Can": 0.95, "Square": 0.80}
+_SEEN_TARGETS = {"robosuite/Lift": 0.90, "pusht": 0.80}  # from cameras
 
 
 class Found:
@@ -69,6 +70,7 @@ class Found:
         self.alarms = _files(folder, "alarm-*.json")
         self.delays = _files(folder, "delay-*.json")
         self.stability = _files(folder, "stability-*.json")
+        self.images = _files(folder, "images-*.json")
 
 
 def _files(folder: Path, pattern: str) -> dict[str, Any]:
@@ -161,6 +163,7 @@ def _claims(found: Found) -> str:
     rows += _compute_claims(found.studies["compute"])
     rows += _stability_claims(found)
     rows += _delay_claims(found)
+    rows += _image_claims(found)
     for file, measured in found.uncertainty.items():
         signals, where = measured["signals"], measured["task"]
         command = f"`bench uncertainty … --task {where} --json results/{file}`"
@@ -619,6 +622,32 @@ def _crossed(rows: list[dict[str, Any]], key: str) -> np.ndarray:
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float:
     return float(np.mean([row[key] for row in rows]))
+
+
+def _image_claims(found: Found) -> list[list[str]]:
+    """Of every task that is seen by cameras alone."""
+    claims = []
+    for file, ours in found.images.items():
+        if ours["policy"] != "ebt":
+            continue
+        name, command = ours["task"], f"`eval … --json results/{file}`"
+        scores = np.array([[record["score"] for record in ours["records"]]])
+        target = _SEEN_TARGETS.get(name)
+        if target is not None:
+            claims.append([
+                f"two steps score {target:g}: {name} from cameras", command,
+                f"{interval(scores)}, {_size(scores)}",
+                _of(scores, verdict_of(*bootstrap_crossed(scores), target)),
+            ])  # fmt: skip
+        theirs = found.images.get(file.replace("-ebt", "-diffusion"))
+        if theirs is not None:
+            gap = scores - np.array([[record["score"] for record in theirs["records"]]])
+            claims.append([
+                f"two steps are at most {_MARGIN:g} below DDIM-10: {name} from cameras", command,
+                f"{interval(gap, signed=True)}, {_size(gap)}",
+                _of(gap, verdict_of(*bootstrap_crossed(gap, are_differences=True), -_MARGIN)),
+            ])  # fmt: skip
+    return claims
 
 
 def _delay(found: Found) -> str:
