@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ebt_policy.benchmarks import manipulation, objectives
-from ebt_policy.benchmarks.manipulation import IMAGINING, RECOVERIES, SHIFTS
+from ebt_policy.benchmarks.manipulation import IMAGINING, RECOVERIES, SHIFTS, UNFELT
 from ebt_policy.benchmarks.pages import (
     Group,
     Results,
@@ -194,14 +194,14 @@ def _claims(found: Found) -> str:
 def _recovery_claims(
     results: Results, slug: str, name: str, disturbance: str, command: str
 ) -> list[list[str]]:
-    """Of one task and disturbance: both ways of the energy policy, and against the other."""
+    """Of one task and disturbance: each way of the energy policy, and against the other."""
     rows = []
-    other = results.get(slug, "diffusion", "DDIM-10" + disturbance)
-    for how in ("", IMAGINING):
-        ours = results.get(slug, "basin", "2 steps" + how + disturbance)
+    for seeing, how in (("", ""), ("", IMAGINING), (UNFELT, "")):
+        other = results.get(slug, "diffusion" + seeing, "DDIM-10" + disturbance)
+        ours = results.get(slug, "basin" + seeing, "2 steps" + how + disturbance)
         if ours is None or not _recovered(ours)[1]:
             continue
-        what = f"{name}{disturbance}{how}"
+        what = f"{name}{disturbance}{how}" + (", fingers unseen" if seeing else "")
         if disturbance == "+drop":
             values = _with_effect(ours)
             low, high = bootstrap_crossed(values)

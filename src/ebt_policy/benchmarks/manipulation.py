@@ -24,7 +24,17 @@ _ACTS = {
     "regression": (Act("1 evaluation", core=True),),
     "ibc": (Act("Langevin", ("ibc.iterations=20",), core=True),),
 }
-_METHODS = {name: replace(METHODS[name], acts=acts) for name, acts in _ACTS.items()}
+_FELT = {name: replace(METHODS[name], acts=acts) for name, acts in _ACTS.items()}
+# The same without the fingers' state, from which a policy tells what it has just done.
+UNFELT = "-no-fingers"
+_METHODS = _FELT | {
+    name + UNFELT: replace(
+        _FELT[name], name=name + UNFELT, cost=name,
+        acts=tuple(act for act in _ACTS[name] if act.core),
+        observes="robot0_eef_pos,robot0_eef_quat,object",
+    )
+    for name in ("basin", "diffusion")
+}  # fmt: skip
 _TASKS = {
     task.slug: task
     for task in (
@@ -38,6 +48,7 @@ _TASKS = {
     )
 }  # fmt: skip
 _WHOLE = {slug: replace(task, shares=(1.0,)) for slug, task in _TASKS.items()}
+_WHOLE_FELT = {slug: replace(task, methods=tuple(_FELT)) for slug, task in _WHOLE.items()}
 
 
 def _disturbed(method: Method, disturbances: tuple[str, ...]) -> Method:
@@ -75,9 +86,17 @@ SHIFTS = (
     "+friction=0.5", "+friction=2", "+gain=0.8", "+gain=1.2",
 )  # fmt: skip
 TASKS = Study("tasks", _TASKS, _METHODS)
-RECOVERY = Study("recovery", _WHOLE, {n: _recovering(m) for n, m in _METHODS.items()}, work="tasks")
+RECOVERY = Study(
+    "recovery",
+    _WHOLE,
+    {
+        name: _recovering(method) if name in _FELT else _disturbed(method, RECOVERIES)
+        for name, method in _METHODS.items()
+    },
+    work="tasks",
+)
 SHIFT = Study(
-    "shift", _WHOLE, {n: _disturbed(m, SHIFTS) for n, m in _METHODS.items()}, work="tasks"
+    "shift", _WHOLE_FELT, {n: _disturbed(m, SHIFTS) for n, m in _FELT.items()}, work="tasks"
 )
 
 STEP_BUDGETS = (20, 10, 5, 3, 2, 1)
@@ -108,7 +127,7 @@ _SCALED = tuple(
 )  # fmt: skip
 _CORE = {
     name: replace(method, acts=tuple(act for act in method.acts if act.core))
-    for name, method in (_METHODS | {"flow": METHODS["flow"]}).items()
+    for name, method in (_FELT | {"flow": METHODS["flow"]}).items()
 }
 SCALE = Study(
     "scale",
