@@ -80,7 +80,11 @@ class Windows:
         seen = (oldest + torch.arange(self.config.observation_steps)).clamp(first, last)
         planned = oldest + torch.arange(self.config.horizon)
         inside = planned.clamp(first, last)
-        observed = {name: values[seen] for name, values in self.observations.items()}
+        # Whole steps are copied, several times faster than values[seen] is.
+        observed = {
+            name: values.index_select(0, seen.flatten()).unflatten(0, seen.shape)
+            for name, values in self.observations.items()
+        }
         observed |= {name: table[observed[name]] for name, table in self.sentences.items()}
         return Batch(
             observed,
