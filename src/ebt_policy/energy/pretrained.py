@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -43,7 +44,8 @@ def read_architecture(source: str) -> dict[str, Any]:
             f"--encoder {source}: a {config.model_type} is no vision transformer; expected one "
             "such as DINOv2, DINOv3 or SigLIP"
         )
-    architecture: dict[str, Any] = config.to_dict()
+    # As JSON has it: what a run's config.json gives back is the same.
+    architecture: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
     return architecture
 
 
