@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +22,19 @@ from safetensors.torch import load_file, save_file
 from conftest import config, generators, write_zarr
 from ebt_policy import Batch, UserError, load_policy, save_policy
 from ebt_policy.cli.main import main
-from ebt_policy.config import StreamConfig, TrainingConfig, VisionConfig, from_json, to_json
+from ebt_policy.config import (
+    PolicyConfig,
+    StreamConfig,
+    TrainingConfig,
+    VisionConfig,
+    from_json,
+    to_json,
+)
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import Episode as Recorded
 from ebt_policy.demonstrations.robomimic import write_robomimic
 from ebt_policy.energy.model import EnergyModel
+from ebt_policy.energy.pretrained import PretrainedBackbone
 from ebt_policy.energy.vision import SpatialSoftmax, make_backbone, make_vision
 from ebt_policy.evaluation.calibration import calibrate
 from ebt_policy.evaluation.energy_quality import pixel_saliency
@@ -33,8 +44,9 @@ from ebt_policy.policies.export import check_exportable, export_onnx
 from ebt_policy.serving.episode import Episode
 from ebt_policy.tasks import make_task
 from ebt_policy.training.checkpoint import checkpoint_folders
-from ebt_policy.training.trainer import train
-from ebt_policy.windows.arrays import load_arrays, map_arrays, store_arrays
+from ebt_policy.training.features import keep_features
+from ebt_policy.training.trainer import Trainer, train
+from ebt_policy.windows.arrays import Arrays, load_arrays, map_arrays, store_arrays
 from ebt_policy.windows.images import ImageNormaliser
 from ebt_policy.windows.windows import choose_streams
 
@@ -447,6 +459,180 @@ def test_resumed_training_draws_the_same_crops(pusht_file: Path, tmp_path: Path)
     resumed = train(demonstrations, policy, settings, tmp_path, resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+# -- features that are computed once ---------------------------------------------------------
+
+
+def still(backbone: Path, **changes: Any) -> VisionConfig:
+    """Pictures whole and in their own colours."""
+    vision = replace(make_vision(str(backbone)), pixels=48, crop=1.0, jitter=0.0)
+    return replace(vision, **changes)
+
+
+def looking(pusht_file: Path, vision: VisionConfig, **changes: Any) -> PolicyConfig:
+    streams = choose_streams(open_demonstrations(pusht_file), "img,state:elements=0+1")
+    return config(streams=streams, vision=vision, **changes)
+
+
+BRIEF = TrainingConfig(data="x", steps=4, batch_size=8, warmup_steps=1, checkpoint_seconds=0.0)
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures a backbone was shown at a time."""
+    counts = []
+    forward = PretrainedBackbone.forward
+
+    def counted(self: PretrainedBackbone, pictures: torch.Tensor) -> torch.Tensor:
+        counts.append(len(pictures))
+        return forward(self, pictures)
+
+    monkeypatch.setattr(PretrainedBackbone, "forward", counted)
+    monkeypatch.setattr("ebt_policy.training.features._BATCH", 16)
+    return counts
+
+
+@pytest.mark.parametrize("name", ["ebt", "diffusion"])
+def test_training_reads_features_and_has_the_losses_of_pictures(
+    backbone: Path, pusht_file: Path, tmp_path: Path, encoded: list[int], name: Any
+) -> None:
+    demonstrations = open_demonstrations(pusht_file)
+    policy = looking(pusht_file, still(backbone), policy=name)
+    trainers = [Trainer(demonstrations, policy, BRIEF, tmp_path / run) for run in ("a", "b")]
+    assert encoded == [16, 16, 4]  # of 36 steps, once for both runs
+    pictures = torch.from_numpy(load_arrays(demonstrations, policy.streams).observations["img"])
+    trainers[1].windows.observations["img"] = pictures
+    losses: list[list[float]] = []
+    for trainer in trainers:
+        torch.manual_seed(0)
+        losses.append([trainer.one_step(0.0)[0] for _ in range(4)])
+    assert encoded[3:] == [16] * 4  # two pictures in each of eight windows
+    # To the rounding of float16.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    # Acting looks at pictures.
+    window = trainers[0].windows.gather(torch.arange(3)).observations | {"img": pictures[:6]}
+    window["img"] = window["img"].unflatten(0, (3, 2))
+    plans = [t.policy.predict_chunk(window, generators(3)).plan for t in trainers]
+    assert encoded[7:] == [6, 6]
+    assert plans[0] == pytest.approx(plans[1], abs=2e-2)
+
+
+@pytest.mark.parametrize("backbone", ["dinov2"], indirect=True)
+def test_resumed_training_reads_the_same_features(
+    backbone: Path, pusht_file: Path, tmp_path: Path
+) -> None:
+    demonstrations = open_demonstrations(pusht_file)
+    policy, run = looking(pusht_file, still(backbone)), tmp_path / "run"
+    whole = train(demonstrations, policy, BRIEF, run)
+    (file,) = (tmp_path / "features").glob("*.float16")
+    assert file.stat().st_size == 36 * 16 * 6 * 6 * 2
+    shutil.rmtree(checkpoint_folders(run)[-1])
+    shutil.rmtree(backbone)
+    file.unlink()  # and computed again, from the checkpoint's weights
+    resumed = train(demonstrations, policy, BRIEF, run, resume=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert list((tmp_path / "features").glob("*.float16")) == [file]
+
+
+@pytest.mark.parametrize("backbone", ["dinov2"], indirect=True)
+def test_features_are_of_these_weights_settings_and_pictures(
+    backbone: Path, pusht_file: Path, tmp_path: Path
+) -> None:
+    streams = looking(pusht_file, still(backbone)).streams
+    arrays = load_arrays(open_demonstrations(pusht_file), streams)
+
+    def kept(arrays: Arrays = arrays, **changes: Any) -> np.ndarray:
+        made = make_policy(looking(pusht_file, still(backbone, **changes)))
+        made.load_pretrained()
+        return keep_features(made, arrays, tmp_path)["img"]
+
+    def files() -> int:
+        return len(list(tmp_path.glob("*.float16")))
+
+    first = kept()
+    assert kept().tobytes() == first.tobytes()
+    assert kept(keypoints=4).tobytes() == first.tobytes()  # of the head, not of the backbone
+    assert files() == 1
+    assert kept(pixels=40).shape == (36, 16, 5, 5)
+    dark = {"img": arrays.observations["img"] // 2}
+    other = kept(replace(arrays, observations=dark, sha256={"img": "of the dark ones"}))
+    assert abs(other - first).max() > 1e-3
+    shown = {"image_mean": [0.1, 0.1, 0.1], "image_std": [0.2, 0.2, 0.2]}
+    (backbone / "preprocessor_config.json").write_text(json.dumps(shown))
+    assert abs(kept() - first).max() > 1e-3
+    weights = load_file(backbone / "model.safetensors")
+    save_file(
+        {k: 1.1 * v for k, v in weights.items()}, backbone / "model.safetensors", {"format": "pt"}
+    )
+    assert abs(kept() - first).max() > 1e-3
+    assert files() == 5
+
+
+@pytest.mark.parametrize("backbone", ["dinov2"], indirect=True)
+def test_features_are_whole_or_absent(
+    backbone: Path, pusht_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_policy(looking(pusht_file, still(backbone)))
+    arrays = load_arrays(open_demonstrations(pusht_file), made.config.streams)
+    folder, forward = tmp_path / "features", PretrainedBackbone.forward
+    monkeypatch.setattr("ebt_policy.training.features._BATCH", 16)
+    calls = []
+
+    def stopped(self: PretrainedBackbone, pictures: torch.Tensor) -> torch.Tensor:
+        calls.append(pictures)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return forward(self, pictures)
+
+    monkeypatch.setattr(PretrainedBackbone, "forward", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        keep_features(made, arrays, folder)
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    monkeypatch.setattr(PretrainedBackbone, "forward", lambda *given: 1e6 * forward(*given))
+    with pytest.raises(UserError, match="a feature of 'img' is beyond float16's 65504"):
+        keep_features(made, arrays, folder)
+    monkeypatch.setattr(PretrainedBackbone, "forward", forward)
+    message = r"features: the features of the pictures, 4.15e-05 GB, cannot be written \(.*jitter"
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=40_000))
+        with pytest.raises(UserError, match=message):
+            keep_features(made, arrays, folder)
+    (folder / "killed.part").touch()
+    assert keep_features(made, arrays, folder)["img"].any((1, 2, 3)).all()
+    assert not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("backbone", ["dinov2"], indirect=True)
+def test_features_are_computed_by_one_process_at_a_time(
+    backbone: Path, pusht_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make_policy(looking(pusht_file, still(backbone)))
+    arrays = load_arrays(open_demonstrations(pusht_file), made.config.streams)
+    with ThreadPoolExecutor(1) as pool:
+        with (tmp_path / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            waiting = pool.submit(keep_features, made, arrays, tmp_path)
+            while "another process computes features" not in capsys.readouterr().out:
+                assert not waiting.done()
+            assert not list(tmp_path.glob("*.*16"))
+        assert waiting.result()["img"].any()
+
+
+@pytest.mark.parametrize("backbone", ["dinov2"], indirect=True)
+def test_features_of_pictures_that_change_are_not_kept(
+    backbone: Path, pusht_file: Path, tmp_path: Path
+) -> None:
+    vision = still(backbone)
+    for changed in (
+        replace(vision, jitter=0.1), replace(vision, crop=0.9), replace(vision, frozen=False),
+    ):  # fmt: skip
+        trainer = Trainer(
+            open_demonstrations(pusht_file), looking(pusht_file, changed), BRIEF, tmp_path / "run"
+        )
+        assert trainer.windows.observations["img"].dtype == torch.uint8
+    assert not (tmp_path / "features").exists()
 
 
 def test_a_camera_that_the_task_lacks_is_named(pusht_file: Path, tmp_path: Path) -> None:

@@ -162,7 +162,9 @@ class VisionConfig:
         architecture: of that backbone, as ``transformers`` describes it: a saved policy needs
             neither the hub nor the folder. Read from there by ``train``.
         pixels: side of the picture that a ``pretrained`` backbone is shown.
-        frozen: a ``pretrained`` backbone is not trained further.
+        frozen: a ``pretrained`` backbone is not trained further. With ``crop`` 1 and ``jitter`` 0
+            each picture is encoded once, before the training, and its features are kept on disk,
+            see :mod:`ebt_policy.training.features`.
     """
 
     encoder: ImageEncoderName = "conv"
@@ -189,6 +191,16 @@ class VisionConfig:
                 "pretrained encoder, and no other, has a hub name or folder and the architecture "
                 "read there; train --encoder NAME sets all three"
             )
+
+    @property
+    def is_still(self) -> bool:
+        """Whether training sees every picture as acting does: whole, in its own colours."""
+        return self.crop == 1 and self.jitter == 0
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether a picture's features are always the same, so that it is encoded but once."""
+        return self.encoder == "pretrained" and self.frozen and self.is_still
 
 
 @dataclass(frozen=True)

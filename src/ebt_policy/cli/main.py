@@ -164,7 +164,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--encoder", metavar="NAME",
         help="of images: conv (default), resnet18, or a vision transformer of the package "
-        "transformers by hub name or folder, e.g. facebook/dinov2-small",
+        "transformers by hub name or folder, e.g. facebook/dinov2-small; with --set vision.crop=1 "
+        "--set vision.jitter=0 that is run once a picture, and its features are kept beside RUN",
     )  # fmt: skip
     train.add_argument("--seed", metavar="S", type=int, default=0)
     length = train.add_mutually_exclusive_group(required=True)

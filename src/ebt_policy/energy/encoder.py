@@ -42,7 +42,7 @@ class ObservationEncoder(nn.Module):
         self.visible: Tensor
 
     def forward(self, observation: dict[str, Float[Tensor, "b s ..."]]) -> Float[Tensor, "b s w"]:
-        """Encode normalised streams: features (b, To, f) and pictures (b, To, 3, h, w)."""
+        """Encode normalised streams, as ``Policy.normalise_observation`` returns them."""
         tokens = self.positions + sum(
             layer(observation[name]) for name, layer in zip(self.names, self.streams, strict=True)
         )

@@ -136,11 +136,20 @@ class CameraEncoders(nn.Module):
             for _ in range(cameras)
         )
 
-    def forward(self, images: Sequence[Float[Tensor, "b s 3 _ _"]]) -> Float[Tensor, "b s w"]:
-        """The sum of all cameras' terms; pictures may differ in size from camera to camera."""
+    def backbone(self, camera: int) -> nn.Module:
+        """What encodes a camera's pictures."""
+        return self.backbones[camera % len(self.backbones)]
+
+    def forward(self, images: Sequence[Float[Tensor, "b s _ _ _"]]) -> Float[Tensor, "b s w"]:
+        """The sum of all cameras' terms; pictures may differ in size from camera to camera.
+
+        Args:
+            images: of each camera the pictures, or the features that its backbone made of them.
+        """
         terms = []
-        for camera, (pictures, head) in enumerate(zip(images, self.heads, strict=True)):
-            backbone = self.backbones[camera % len(self.backbones)]
-            term = head(backbone(pictures.flatten(0, 1)))
-            terms.append(term.unflatten(0, pictures.shape[:2]))
+        for camera, (given, head) in enumerate(zip(images, self.heads, strict=True)):
+            features = given.flatten(0, 1)
+            if features.shape[1] == 3:  # pictures: they have colours
+                features = self.backbone(camera)(features)
+            terms.append(head(features).unflatten(0, given.shape[:2]))
         return torch.stack(terms).sum(0)

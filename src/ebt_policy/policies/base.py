@@ -223,11 +223,15 @@ class Policy(nn.Module):
         and sentences are changed a little (``vision``, ``sentence_noise``).
 
         Returns:
-            Features (b, To, features) of numbers, pictures (b, To, 3, h, w) of images.
+            Features (b, To, features) of numbers, pictures (b, To, 3, h, w) of images; a camera's
+            features (b, To, C, p, p) where the batch has those.
         """
         normalised = {}
         for name, normaliser in self._named_normalisers():
             values = observations[name]
+            if name in self.config.cameras and values.is_floating_point():
+                normalised[name] = values.float()  # features, as the network takes them
+                continue
             if isinstance(normaliser, Normaliser):
                 values = self._features(name, values)
             if self.training and self.config.streams[name].kind == "text":

@@ -11,6 +11,7 @@ from ebt_policy.errors import UserError
 
 TRAINING_FILE, METRICS_FILE, SUMMARY_FILE = "training.json", "metrics.jsonl", "summary.json"
 ARRAYS_FOLDER = "arrays"
+FEATURES_FOLDER = "features"  # beside the run
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:

@@ -3,7 +3,8 @@
 A run is a folder: ``config.json`` and ``model.safetensors`` (the policy, with EMA weights),
 ``training.json`` (the settings), ``metrics.jsonl`` and ``tensorboard/`` (the curves),
 ``checkpoints/`` (to resume) and, when it has ended, ``summary.json``. While it is trained it also
-holds ``arrays/``, the data as it is read.
+holds ``arrays/``, the data as it is read. Features of pictures that are computed but once are for
+all runs in the same folder: ``features/`` beside them.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ from ebt_policy.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from ebt_policy.training.features import keep_features
 from ebt_policy.training.files import (
     ARRAYS_FOLDER,
+    FEATURES_FOLDER,
     METRICS_FILE,
     SUMMARY_FILE,
     TRAINING_FILE,
@@ -118,7 +121,9 @@ def check_compiler(device: torch.device, asked_by: str) -> None:
 
 
 class Trainer:
-    """A run, ready to take its steps; before :meth:`train` only ``arrays/`` is written.
+    """A run, ready to take its steps.
+
+    Before :meth:`train` only ``arrays/`` and ``features/`` are written.
 
     Args:
         demonstrations, policy_config, config, run, resume: see :func:`train`.
@@ -231,6 +236,10 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         if resume and folders:
             self._restore(folders[-1])
+        if policy_config.vision.keeps_features and policy_config.cameras:
+            # Validation goes on to see pictures, as acting does.
+            kept = keep_features(self.policy, arrays, run.parent / FEATURES_FOLDER)
+            self.windows.observations |= {n: torch.from_numpy(v) for n, v in kept.items()}
         self._mark = self.clock()
         self.logger: Any = None
 

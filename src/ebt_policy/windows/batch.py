@@ -13,7 +13,8 @@ class Batch:
     """A batch of windows, in the units of the demonstrations.
 
     Attributes:
-        observations: per stream (b, To, *shape).
+        observations: per stream (b, To, *shape); or, of a camera, the features that a frozen
+            backbone made of its pictures before, float16 (b, To, C, p, p).
         actions: (b, T, A).
         valid: (b, T), False where the action is a repetition beyond the episode's end.
     """

@@ -40,11 +40,15 @@ class ImageNormaliser(nn.Module):
     def __init__(self, shape: tuple[int, ...], vision: VisionConfig) -> None:
         super().__init__()
         self.height, self.width = (max(1, round(vision.crop * extent)) for extent in shape[:2])
-        self.jitter = vision.jitter
+        self.jitter, self.is_still = vision.jitter, vision.is_still
 
     def normalise(self, images: UInt8[Tensor, "b s H W 3"]) -> Float[Tensor, "b s 3 h w"]:
-        """Random parts in random colours in training mode, the middle as it is otherwise."""
-        if not self.training:
+        """Random parts in random colours in training mode, the middle as it is otherwise.
+
+        Where neither is random, no random number is drawn: a training that reads features instead
+        of pictures draws the same.
+        """
+        if self.is_still or not self.training:
             top = (images.shape[2] - self.height) // 2
             left = (images.shape[3] - self.width) // 2
             seen = images[:, :, top : top + self.height, left : left + self.width]
