@@ -273,7 +273,9 @@ def test_claims_of_delay_come_from_the_files(tmp_path: Path) -> None:
     )
     assert "| 0.600 [0.500, 0.700] | 2 | 0.1 | 0.0 % | 2 × 9 | 7 |" in row
     kept, jerk = [
-        line for line in text.splitlines() if "frozen prefix, smoothness 2, 200 ± 20 ms" in line
+        line
+        for line in text.splitlines()
+        if "frozen prefix, smoothness 2, 8 actions at a time, 200 ± 20 ms" in line
     ]
     assert "0.978 against 0.600 of plain chunking, 1 × 9 | holds, of one training seed" in kept
     assert "1 against 2 | holds, of one training seed" in jerk

@@ -685,10 +685,9 @@ def _figure_delay(found: Found) -> Figure | None:
         values = [_crossed(by_delay[ms], "scores") for ms in delays]
         means = np.array([value.mean() for value in values])
         low, high = np.transpose([bootstrap_crossed(value) for value in values])
-        score_axes.errorbar(
-            delays, means, [means - low, high - means], marker="o", capsize=3,
-            label=f"{task}, {chunking}, {executed} actions",
-        )  # fmt: skip
+        around = np.maximum([means - low, high - means], 0)  # of a mean of ones it is rounding
+        label = f"{task}, {chunking}, {executed} actions"
+        score_axes.errorbar(delays, means, around, marker="o", capsize=3, label=label)
         jerk_axes.plot(delays, [_mean(by_delay[ms], "seam_jerk") for ms in delays], marker="o")
     score_axes.set(xlabel="delay, ms", ylabel="score, 95% intervals", ylim=(0, 1.05))
     jerk_axes.set(xlabel="delay, ms", ylabel="jerk where chunks begin")
@@ -704,7 +703,7 @@ def _delay_claims(found: Found) -> list[list[str]]:
         plain = arms.get((task, "plain", executed, jitter, first), {})
         if not chunking.startswith(_PREFIX) or not {0.0, _DELAY} <= ours.keys() & plain.keys():
             continue
-        where = f"{task}, {chunking}, {_DELAY:g} ± {jitter:g} ms"
+        where = f"{task}, {chunking}, {executed} actions at a time, {_DELAY:g} ± {jitter:g} ms"
         command = f"`bench delay … --task {task}`"
         undelayed, delayed = (_crossed(ours[ms], "scores") for ms in (0.0, _DELAY))
         lost = delayed - _KEPT * undelayed
