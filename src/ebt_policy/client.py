@@ -122,8 +122,9 @@ class PolicyClient:
         action is a change.
 
         Args:
-            observation: each stream of the policy, without batch or time. With ``last_action``
-                besides, the first action of an episode is limited as one that follows it.
+            observation: each stream of the policy, without batch or time; one that may be missing
+                is absent or None where it is. With ``last_action`` besides, the first action of an
+                episode is limited as one that follows it.
 
         Raises:
             ConnectionError: no server answers, for as long as patience lasts.
@@ -200,7 +201,8 @@ class PolicyClient:
         fill = [self._window[0]] * (self.metadata["observation_steps"] - len(self._window))
         steps = [*fill, *self._window]
         message = {name: value for name, value in observation.items() if name not in streams}
-        return message | {name: np.stack([step[name] for step in steps]) for name in streams}
+        whole = [name for name in streams if all(name in step for step in steps)]
+        return message | {name: np.stack([step[name] for step in steps]) for name in whole}
 
     def _reply(self, answer: bytes | str) -> dict[str, Any]:
         """What was answered.
@@ -217,12 +219,14 @@ class PolicyClient:
         """Remember the observation of a control step at which nothing is asked.
 
         Raises:
-            UserError: a stream of the policy is missing.
+            UserError: a stream of the policy is missing that may not be.
         """
-        missing = sorted(self.metadata["observation"].keys() - observation.keys())
-        if missing:
-            raise UserError(f"observation {missing[0]!r} is missing")
-        self._window.append({n: np.array(observation[n]) for n in self.metadata["observation"]})
+        streams = self.metadata["observation"]
+        given = {n: np.array(observation[n]) for n in streams if observation.get(n) is not None}
+        for name in sorted(streams.keys() - given.keys()):
+            if not streams[name].get("may_be_missing"):
+                raise UserError(f"observation {name!r} is missing")
+        self._window.append(given)
 
     def close(self) -> None:
         """Close the connection."""

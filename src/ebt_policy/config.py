@@ -54,6 +54,8 @@ class StreamConfig:
         kind: numbers, an image, or a sentence.
         encoder: of a sentence, see :mod:`ebt_policy.windows.sentences`: ``hashed``, or the hub
             name or folder of a text encoder for the package ``transformers``.
+        may_be_missing: some of the data sets that the policy learned from lack it, so the policy
+            acts without it too.
     """
 
     shape: tuple[int, ...]
@@ -61,6 +63,7 @@ class StreamConfig:
     elements: tuple[int, ...] | None = None
     kind: StreamKind = "numbers"
     encoder: str | None = None
+    may_be_missing: bool = False
 
     def __post_init__(self) -> None:
         if (self.encoder is not None) != (self.kind == "text"):
@@ -462,6 +465,11 @@ class PolicyConfig:
     def cameras(self) -> dict[str, tuple[int, int]]:
         """Height and width of every image stream."""
         return {n: (s.shape[0], s.shape[1]) for n, s in self.streams.items() if s.kind == "image"}
+
+    @property
+    def may_be_missing(self) -> list[str]:
+        """Names of the streams that the policy acts without, too."""
+        return [name for name, stream in self.streams.items() if stream.may_be_missing]
 
     def __post_init__(self) -> None:
         if not self.streams:

@@ -103,10 +103,7 @@ def _episodes(run: Path, task: str, episodes: int, seed: int) -> list[Visit]:
 
 
 def _stacked(policy: Policy, windows: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-    return {
-        name: torch.from_numpy(np.stack([window[name] for window in windows]))
-        for name in policy.stream_names
-    }
+    return {name: torch.from_numpy(values) for name, values in policy.stacked(windows).items()}
 
 
 def _exposure(

@@ -80,8 +80,10 @@ def build_parser() -> argparse.ArgumentParser:
         "ebt-policy data info data/pusht_cchi_v7_replay.zarr",
     )  # fmt: skip
     info.add_argument(
-        "path", metavar="PATH", help="robomimic HDF5, zarr folder or .zarr.zip, or LeRobot folder"
-    )
+        "paths", metavar="PATH", nargs="+",
+        help="robomimic HDF5, zarr folder or .zarr.zip, or LeRobot folder; of several also which "
+        "lacks what others have",
+    )  # fmt: skip
     info.add_argument("--filter", metavar="KEY", help="robomimic filter key, e.g. train")
     get = _command(
         actions, "get", _data_get, "download a published data set and verify it",
@@ -606,9 +608,17 @@ def parse_duration(text: str) -> float:
 
 def _data_info(options: argparse.Namespace) -> None:
     from ebt_policy.demonstrations import open_demonstrations
-    from ebt_policy.demonstrations.inspection import inspect
+    from ebt_policy.demonstrations.base import TASK
+    from ebt_policy.demonstrations.inspection import inspect, missing
+    from ebt_policy.demonstrations.mixture import MixedDemonstrations
 
-    print(inspect(open_demonstrations(options.path, options.filter, with_faults=True)).text())
+    parts = [open_demonstrations(path, options.filter, with_faults=True) for path in options.paths]
+    for part in parts:
+        print(inspect(part).text())
+    if len(parts) > 1:
+        mixture = MixedDemonstrations(parts)
+        keys = [*mixture.observations, TASK]
+        print(missing(mixture, keys) or "all observe the same")
 
 
 def _data_convert(options: argparse.Namespace) -> None:
@@ -660,6 +670,7 @@ def _collect(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from ebt_policy.demonstrations import open_demonstrations
+    from ebt_policy.demonstrations.inspection import missing
     from ebt_policy.demonstrations.mixture import MixedDemonstrations
     from ebt_policy.energy.vision import make_vision
     from ebt_policy.training.trainer import train
@@ -717,6 +728,8 @@ def _train(options: argparse.Namespace) -> None:
             f"{demonstrations.steps} steps; observing {', '.join(policy_config.streams)}"
         )
         _print_sentences(demonstrations, policy_config)
+        if lacking := missing(demonstrations, policy_config.streams):
+            print(f"{lacking}; masked out there, and wherever it is missing", file=sys.stderr)
     train(demonstrations, policy_config, training_config, Path(options.out), options.resume)
     if speaks:
         print(f"{options.out}: done; next: ebt-policy eval {options.out} --task …")
@@ -808,6 +821,7 @@ def _print_result(result: dict[str, Any]) -> None:
         f"score {result['score_mean']:.3f} [{result['score_ci95'][0]:.3f}, "
         f"{result['score_ci95'][1]:.3f}], {result['descent_steps_mean']:.1f} steps per chunk, "
         f"{latency['p50']:.1f} ms p50, {latency['p95']:.1f} ms p95, {result['episodes']} episodes"
+        + (f", without {', '.join(result['missing'])}" if "missing" in result else "")
     )
     for task, found in result.get("per_task", {}).items():
         low, high = found["success_ci95"]

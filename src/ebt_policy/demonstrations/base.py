@@ -53,7 +53,7 @@ class Demonstrations(ABC):
         task_of_step: (steps,) which of ``tasks`` each step belongs to.
         faults: contradictions within the files, which nothing should be learned from.
         file_ends: exclusive end, in steps, of each file that the steps lie in.
-        part_ends: exclusive end, in steps, of each data set, where several are mixed.
+        parts: the data sets of a mixture, one after the other.
     """
 
     path: Path
@@ -69,7 +69,7 @@ class Demonstrations(ABC):
     task_of_step: np.ndarray | None = None
     faults: Sequence[str] = ()
     file_ends: np.ndarray | None = None
-    part_ends: np.ndarray | None = None
+    parts: Sequence[Demonstrations] = ()
 
     @abstractmethod
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
@@ -107,6 +107,15 @@ class Demonstrations(ABC):
                 start,
                 self.read_actions(start, stop) if key is None else self.read(key, start, stop),
             )
+
+    def has(self, key: str) -> bool:
+        """Whether an observation, or as :data:`TASK` the sentence, was recorded at all."""
+        return key in self.observations or (key == TASK and self.task_of_step is not None)
+
+    def lacking(self, key: str) -> Bool[np.ndarray, n] | None:
+        """At which steps a key is missing, where some data sets of a mixture lack it."""
+        lack = [not part.has(key) for part in self.parts]
+        return np.repeat(lack, [part.steps for part in self.parts]) if any(lack) else None
 
     @property
     def episodes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,6 +94,13 @@ def inspect(demonstrations: Demonstrations, progress: bool = True) -> Summary:
         demonstrations.steps, int(lengths.min()), int(lengths.max()), demonstrations.rate, keys,
         demonstrations.tasks, demonstrations.faults,
     )  # fmt: skip
+
+
+def missing(demonstrations: Demonstrations, keys: Iterable[str]) -> str:
+    """Which data sets of a mixture lack which of some keys, in a line; empty where none does."""
+    keys = [key for key in keys if demonstrations.has(key)]
+    lacks = [(part.path, [k for k in keys if not part.has(k)]) for part in demonstrations.parts]
+    return "; ".join(f"{path} has no {', no '.join(lost)}" for path, lost in lacks if lost)
 
 
 def _summarise(demonstrations: Demonstrations, name: str, bar: tqdm) -> KeySummary:

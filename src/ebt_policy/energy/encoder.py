@@ -9,13 +9,15 @@ from ebt_policy.config import PolicyConfig
 from ebt_policy.energy.layers import EncoderBlock
 from ebt_policy.energy.vision import CameraEncoders
 from ebt_policy.shapes import Float
+from ebt_policy.windows.batch import presence
 
 
 class ObservationEncoder(nn.Module):
     """Per-step features, learned positions, causal self-attention (``method`` as released).
 
     A token is the sum of one linear map per stream of numbers and per sentence, which is the linear
-    map of their concatenation, and of one term per camera.
+    map of their concatenation, and of one term per camera. A stream that is missing has no term:
+    tokens are what a network without that stream would make of the others.
 
     Args:
         config: of the policy.
@@ -42,12 +44,28 @@ class ObservationEncoder(nn.Module):
         self.visible: Tensor
 
     def forward(self, observation: dict[str, Float[Tensor, "b s ..."]]) -> Float[Tensor, "b s w"]:
-        """Encode normalised streams, as ``Policy.normalise_observation`` returns them."""
+        """Encode normalised streams, as ``Policy.normalise_observation`` returns them.
+
+        A stream may be missing altogether; or in some windows, with its presence beside it.
+        """
+
+        def where_present(name: str, term: Tensor) -> Tensor:
+            present = observation.get(presence(name))
+            return term if present is None else torch.where(present > 0, term, 0)
+
         tokens = self.positions + sum(
-            layer(observation[name]) for name, layer in zip(self.names, self.streams, strict=True)
+            where_present(name, layer(observation[name]))
+            for name, layer in zip(self.names, self.streams, strict=True)
+            if name in observation
         )
         if self.cameras is not None:
-            tokens = tokens + self.cameras([observation[name] for name in self.camera_names])
+            seen = [
+                where_present(name, self.cameras(camera, observation[name]))
+                for camera, name in enumerate(self.camera_names)
+                if name in observation
+            ]
+            if seen:
+                tokens = tokens + torch.stack(seen).sum(0)
         for block in self.blocks:
             tokens = block(tokens, self.visible)
         return tokens

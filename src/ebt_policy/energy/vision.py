@@ -9,7 +9,6 @@ Policy puts on a ResNet-18 with GroupNorm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -140,16 +139,14 @@ class CameraEncoders(nn.Module):
         """What encodes a camera's pictures."""
         return self.backbones[camera % len(self.backbones)]
 
-    def forward(self, images: Sequence[Float[Tensor, "b s _ _ _"]]) -> Float[Tensor, "b s w"]:
-        """The sum of all cameras' terms; pictures may differ in size from camera to camera.
+    def forward(self, camera: int, given: Float[Tensor, "b s _ _ _"]) -> Float[Tensor, "b s w"]:
+        """One camera's terms; pictures may differ in size from camera to camera.
 
         Args:
-            images: of each camera the pictures, or the features that its backbone made of them.
+            camera: its number.
+            given: its pictures, or the features that its backbone made of them.
         """
-        terms = []
-        for camera, (given, head) in enumerate(zip(images, self.heads, strict=True)):
-            features = given.flatten(0, 1)
-            if features.shape[1] == 3:  # pictures: they have colours
-                features = self.backbone(camera)(features)
-            terms.append(head(features).unflatten(0, given.shape[:2]))
-        return torch.stack(terms).sum(0)
+        features = given.flatten(0, 1)
+        if features.shape[1] == 3:  # pictures: they have colours
+            features = self.backbone(camera)(features)
+        return self.heads[camera](features).unflatten(0, given.shape[:2])

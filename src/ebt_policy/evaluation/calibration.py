@@ -48,12 +48,18 @@ def training_windows(run: Path, policy: Policy, data: str) -> tuple[Windows, Win
         data: path of the demonstrations.
 
     Raises:
-        UserError: it is no training run, the policy sees images, or the data are not those.
+        UserError: it is no training run, the policy sees images or may miss a stream, or the data
+            are not those.
     """
     if policy.config.cameras:
         raise UserError(
             f"{run} sees images ({', '.join(policy.config.cameras)}); the energy of observations "
             "is of numbers only"
+        )
+    if policy.config.may_be_missing:
+        raise UserError(
+            f"{run} may miss {', '.join(policy.config.may_be_missing)}; the energy of observations "
+            "is of all streams together"
         )
     path = run / TRAINING_FILE
     if not path.exists():

@@ -149,17 +149,13 @@ class _Worker:
         has_previous = False
         going = list(range(len(seeds)))
         while going:
-            observations = {
-                name: np.stack([np.stack([step[name] for step in seen[i]]) for i in going])
-                for name in policy.stream_names
-            }
-            for row, i in enumerate(going):
+            observed = [policy.window(seen[i]) for i in going]
+            for window, i in zip(observed, going, strict=True):
                 if i < kept:
-                    window = {name: values[row] for name, values in observations.items()}
                     group.windows[i].append(window)
             began = time.perf_counter()
             prediction = policy.predict_chunk(
-                observations,
+                policy.stacked(observed),
                 [generators[i] for i in going],
                 previous[going] if has_previous else None,
             )
@@ -308,7 +304,12 @@ def evaluate(
         "simulation_seconds": round(sum(group.simulation_seconds for group in done), 2),
         "workers": min(workers, len(groups)), **provenance(),
     }  # fmt: skip
-    return {**result, "moments": _moments(windows, policy)}
+    missing = [name for name in policy.stream_names if name not in windows[0]]
+    return {
+        **result,
+        **({"missing": missing} if missing else {}),
+        "moments": _moments(windows, policy),
+    }
 
 
 @dataclass

@@ -23,7 +23,7 @@ from ebt_policy.energy.transformer import Memory, Network
 from ebt_policy.errors import UserError
 from ebt_policy.policies.alarm import Alarm
 from ebt_policy.shapes import Bool, Float, Int, Shaped
-from ebt_policy.windows.batch import Batch
+from ebt_policy.windows.batch import Batch, presence
 from ebt_policy.windows.images import ImageNormaliser, to_uint8
 from ebt_policy.windows.normaliser import Normaliser
 from ebt_policy.windows.sentences import embed_all
@@ -184,23 +184,32 @@ class Policy(nn.Module):
         """Take the ranges of every number stream and of the actions from all training steps.
 
         Args:
-            streams: all steps, in the units of the demonstrations.
+            streams: all steps, in the units of the demonstrations, and the presence of some; what
+                stands where a stream is missing is left out.
             actions: likewise.
             steps: which of them to look at.
             source: where they are from, for messages.
             sentences: of each text stream the vectors, whose ranges are taken instead.
 
         Raises:
-            UserError: a value is NaN or infinite.
+            UserError: a value is NaN or infinite, or a stream is missing from all of these steps.
         """
-        parts = np.array_split(steps, math.ceil(len(steps) / _FIT_STEPS))
+        parts = _in_parts(steps)
         for name, normaliser in self._named_normalisers():
+            has_it = parts
+            if presence(name) in streams:
+                present = steps[streams[presence(name)][steps, 0] > 0]
+                if not len(present):
+                    raise UserError(
+                        f"{source}: no episode that is learned from has observation {name!r}"
+                    )
+                has_it = _in_parts(present)
             if isinstance(normaliser, ImageNormaliser):
                 continue
             if name in sentences:
                 normaliser.fit([sentences[name]], f"{source}: sentences")
                 continue
-            values = (torch.from_numpy(streams[name][part].astype(np.float32)) for part in parts)
+            values = (torch.from_numpy(streams[name][part].astype(np.float32)) for part in has_it)
             features = (self._features(name, part).numpy() for part in values)
             normaliser.fit(features, f"{source}: observation {name!r}")
         chunks = (actions[part].astype(np.float32) for part in parts)
@@ -224,10 +233,14 @@ class Policy(nn.Module):
 
         Returns:
             Features (b, To, features) of numbers, pictures (b, To, 3, h, w) of images; a camera's
-            features (b, To, C, p, p) where the batch has those.
+            features (b, To, C, p, p) where the batch has those; and the presence of the streams
+            that come with it. Streams that are missing still are.
         """
         normalised = {}
         for name, normaliser in self._named_normalisers():
+            if name not in observations:
+                assert self.config.streams[name].may_be_missing, name
+                continue
             values = observations[name]
             if name in self.config.cameras and values.is_floating_point():
                 normalised[name] = values.float()  # features, as the network takes them
@@ -238,6 +251,8 @@ class Policy(nn.Module):
                 # The same at all steps of a window.
                 values = values + self.config.sentence_noise * torch.randn_like(values[:, :1])
             normalised[name] = normaliser.normalise(values)
+            if presence(name) in observations:
+                normalised[presence(name)] = observations[presence(name)]
         return normalised
 
     def _named_normalisers(self) -> list[tuple[str, Normaliser | ImageNormaliser]]:
@@ -291,7 +306,7 @@ class Policy(nn.Module):
 
         Args:
             observation: each stream of the policy, without batch or time; a sentence is a str;
-                more is ignored.
+                more is ignored. A stream that may be missing is absent or None where it is.
             generator: for noisy starts; the global one if None.
 
         Returns:
@@ -304,9 +319,7 @@ class Policy(nn.Module):
         if not self._queue:
             padding = [self._window[0]] * (self._window.maxlen or 1)
             steps = [*padding, *self._window][-len(padding) :]
-            observations = {
-                name: np.stack([step[name] for step in steps])[None] for name in self.stream_names
-            }
+            observations = self.stacked([self.window(steps)])
             prediction = self.predict_chunk(
                 observations, None if generator is None else [generator], self._previous
             )
@@ -338,7 +351,9 @@ class Policy(nn.Module):
 
         Args:
             observations: each stream (b, To, *shape), arrays or tensors, raw units; of sentences
-                an array of text (b, To), or their vectors.
+                an array of text (b, To), or their vectors. A stream that may be missing
+                (``StreamConfig.may_be_missing``) is absent or None where no window has it; for
+                where some have, see :meth:`stacked`.
             generators: one per sample, for noisy starts and samplers; None: the global one.
             previous: what was planned before for the same control steps (:func:`moved_on`), for a
                 warm start.
@@ -401,10 +416,46 @@ class Policy(nn.Module):
         """
         window = (None, self.config.windows.observation_steps)
         device = self.action_normaliser.centre.device
-        return {
-            name: torch.tensor(self._checked(name, observations, window), device=device)
+        raw = {}
+        for name in self._present(observations):
+            raw[name] = torch.tensor(self._checked(name, observations, window), device=device)
+            if presence(name) in observations:
+                raw[presence(name)] = torch.as_tensor(observations[presence(name)], device=device)
+        return raw
+
+    def window(self, steps: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """To observations, oldest first, as each stream (To, *shape).
+
+        As in training, a stream is missing from all of a window or from none of it.
+
+        Raises:
+            UserError: no stream is in all of the observations.
+        """
+        whole = {
+            name: steps[0][name]
             for name in self.stream_names
+            if all(step.get(name) is not None for step in steps)
         }
+        return {name: np.stack([step[name] for step in steps]) for name in self._present(whole)}
+
+    def stacked(self, windows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Windows as a batch, whichever streams each of them has.
+
+        Returns:
+            Each stream (b, To, *shape). Where some windows lack it, another's stands in its place
+            and its presence says so: it has no influence.
+        """
+        batch = {}
+        for name in self.stream_names:
+            present = [name in window for window in windows]
+            if not any(present):
+                continue
+            example = windows[present.index(True)][name]
+            batch[name] = np.stack([window.get(name, example) for window in windows])
+            if not all(present):
+                has_it = np.array(present, np.float32)[:, None, None]
+                batch[presence(name)] = np.repeat(has_it, batch[name].shape[1], 1)
+        return batch
 
     def check_prefix(self, prefix: Float[np.ndarray, "b n a"]) -> None:
         """Check actions that are decided.
@@ -443,19 +494,40 @@ class Policy(nn.Module):
         """The policy's streams of one observation, without batch or time.
 
         Returns:
-            Numbers and the vectors of sentences as float32, images as uint8.
+            Numbers and the vectors of sentences as float32, images as uint8. What may be missing
+            and is, is not among them.
 
         Raises:
-            UserError: a stream is missing, has another shape, is not finite, or is an image of
-                other values than whole numbers from 0 to 255; a sentence is empty or too long.
+            UserError: a stream is missing that may not be, or all are; one has another shape, is
+                not finite, or is an image of other values than whole numbers from 0 to 255; a
+                sentence is empty or too long.
         """
-        return {name: self._checked(name, observation, ()) for name in self.stream_names}
+        return {name: self._checked(name, observation, ()) for name in self._present(observation)}
+
+    def _present(self, observation: Mapping[str, Any]) -> list[str]:
+        """The streams that an observation has, and those that it must have.
+
+        Raises:
+            UserError: there are none.
+        """
+        streams = self.config.streams
+        present = [
+            name
+            for name in self.stream_names
+            if not streams[name].may_be_missing or observation.get(name) is not None
+        ]
+        if not present:
+            raise UserError(
+                f"observation has none of the streams {', '.join(self.stream_names)}; each of them "
+                "may be missing, but not all"
+            )
+        return present
 
     def _checked(
         self, name: str, observation: Mapping[str, Any], leading: tuple[int | None, ...]
     ) -> np.ndarray:
         """One stream as an array, with its presence, shape and values checked."""
-        if name not in observation:
+        if observation.get(name) is None:
             raise UserError(
                 f"observation has no stream {name!r} (it has {', '.join(sorted(observation))}); "
                 f"the policy was trained on {', '.join(self.stream_names)}"
@@ -487,6 +559,11 @@ class Policy(nn.Module):
         if not np.isfinite(array).all():
             raise UserError(f"observation {name!r} holds {array[~np.isfinite(array)][0]}")
         return array
+
+
+def _in_parts(steps: Int[np.ndarray, k]) -> list[Int[np.ndarray, _]]:
+    """Steps, so many at a time as are looked at at once."""
+    return np.array_split(steps, math.ceil(len(steps) / _FIT_STEPS))
 
 
 def moved_on(plan: Float[np.ndarray, "b t a"], steps: int) -> Float[np.ndarray, "b t a"]:

@@ -184,7 +184,7 @@ def check_packages() -> None:
 
 
 def check_exportable(config: PolicyConfig) -> None:
-    """Check that a policy acts in a fixed number of steps of its own.
+    """Check that a policy acts in a fixed number of steps of its own, from fixed inputs.
 
     Raises:
         UserError: names the setting that prevents it.
@@ -194,6 +194,11 @@ def check_exportable(config: PolicyConfig) -> None:
     if config.policy in ("diffusion", "ibc"):
         raise UserError(
             f"export: --policy {config.policy} is not exported; ebt, flow, mip and regression are"
+        )
+    if config.may_be_missing:
+        raise UserError(
+            f"export: {', '.join(config.may_be_missing)} may be missing, and a graph takes all of "
+            "its inputs; a policy is exported whose data sets all have what it observes"
         )
     descent = config.descent
     if config.policy == "ebt":

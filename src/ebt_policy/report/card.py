@@ -34,7 +34,8 @@ def model_card(run: Path, name: str) -> str:
     config, summary = policy.config, read_summary(run)
     windows = config.windows
     seen = "\n".join(
-        f"| `{stream}` | {tuple(given.shape)} | {given.kind} |"
+        f"| `{stream}` | {tuple(given.shape)} | {given.kind}"
+        f"{', may be missing' if given.may_be_missing else ''} |"
         for stream, given in sorted(config.streams.items())
     )
     settings = {

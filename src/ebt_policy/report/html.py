@@ -147,10 +147,9 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
     if not isinstance(policy, EnergyPolicy):
         raise UserError(f"{run}: its results are of an energy policy, its config.json is not")
     moments = result["moments"]
-    streams = {
-        name: np.stack([observed(moment, name) for moment in moments])
-        for name in policy.stream_names
-    }
+    streams = policy.stacked(
+        [{name: observed(moment, name) for name in moment["observation"]} for moment in moments]
+    )
     shown = result["settings"]["descent"]["steps"]
     settings = dataclasses.replace(
         DescentConfig(**result["settings"]["descent"]),
@@ -201,7 +200,7 @@ def _words_section(
     policy: EnergyPolicy, streams: dict[str, np.ndarray], steps: list[int], rate: float
 ) -> list[str]:
     """What each word of the sentence does to the chunk, for a policy that is told what to do."""
-    texts = [name for name, stream in policy.config.streams.items() if stream.kind == "text"]
+    texts = [n for n, s in policy.config.streams.items() if s.kind == "text" and n in streams]
     if not texts or len(words(str(streams[texts[0]].flat[0]))) == 1:
         return []
     said, moved = word_saliency(policy, streams, texts[0])
@@ -225,6 +224,7 @@ def _pictures_section(
             "each pixel (bright: most).",
         )
         for camera in policy.config.cameras
+        if camera in streams
     ]
 
 

@@ -89,10 +89,7 @@ class Episode:
 
     def window(self) -> dict[str, Shaped[np.ndarray, "1 to ..."]]:
         """The policy's streams as a batch of one."""
-        return {
-            name: np.stack([step[name] for step in self._window])[None]
-            for name in self._policy.stream_names
-        }
+        return self._policy.stacked([self._policy.window(self._window)])
 
     def asked(self) -> tuple[Any, ...]:
         """The arguments of ``Policy.predict_chunk`` for what was observed, as a batch of one."""
@@ -123,8 +120,10 @@ class Episode:
         for name in self._policy.stream_names:
             encoder = streams[name].encoder
             names = (name, PREFIX + name, *(() if encoder is None else (PROMPT,)))
-            key = next((known for known in names if known in message), None)
+            key = next((known for known in names if message.get(known) is not None), None)
             if key is None:
+                if streams[name].may_be_missing:
+                    continue
                 raise UserError(
                     f"observation {name!r} is missing; the policy observes "
                     f"{', '.join(self._policy.stream_names)}"
@@ -133,9 +132,9 @@ class Episode:
                 values[name] = _numbers(key, message[key])
             else:
                 values[name] = embed_all(_sentences(key, message[key], extent), encoder)
-        axes = {values[name].ndim - len(stream.shape) for name, stream in streams.items()}
-        for name, stream in streams.items():
-            shape, window = stream.shape, (extent, *stream.shape)
+        axes = {value.ndim - len(streams[name].shape) for name, value in values.items()}
+        for name in values:
+            shape, window = streams[name].shape, (extent, *streams[name].shape)
             if values[name].shape not in (shape, window) or len(axes) != 1:
                 found = ", ".join(f"{name!r} {value.shape}" for name, value in values.items())
                 raise UserError(

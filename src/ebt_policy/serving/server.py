@@ -81,6 +81,7 @@ class PolicyServer:
             "policy": policy.config.policy,
             "observation": {
                 name: {"shape": list(value.shape), "dtype": str(value.dtype)}
+                | ({"may_be_missing": True} if name in policy.config.may_be_missing else {})
                 for name, value in still.items()
             },
             "action": {

@@ -167,8 +167,7 @@ class Trainer:
                 "training.shard_optimizer = true: there is one process; start several with "
                 "'accelerate launch' or torchrun"
             )
-        part_ends = demonstrations.part_ends
-        if config.weights and (part_ends is None or len(part_ends) != len(config.weights)):
+        if config.weights and len(demonstrations.parts) != len(config.weights):
             raise UserError(
                 f"--weights: {len(config.weights)} of them; it takes one for each of several --data"
             )
@@ -203,7 +202,7 @@ class Trainer:
             print(f"constant action dimensions, kept at their value: {still}")
         shares = None
         if config.weights:
-            assert part_ends is not None
+            part_ends = np.cumsum([part.steps for part in demonstrations.parts])
             shares = window_shares(self.windows.steps.numpy(), part_ends, config.weights)
         self.order = BatchOrder(len(self.windows), config.batch_size, config.seed, shares)
         if self.order.batch_size < world * config.accumulation:

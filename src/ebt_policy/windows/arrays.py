@@ -22,6 +22,7 @@ from ebt_policy.demonstrations import Demonstrations
 from ebt_policy.demonstrations.base import Digest, episode_of_step
 from ebt_policy.errors import UserError
 from ebt_policy.shapes import Float, Int, Shaped
+from ebt_policy.windows.batch import presence
 from ebt_policy.windows.images import to_uint8
 from ebt_policy.windows.sentences import embed_all
 
@@ -36,7 +37,8 @@ class Arrays:
 
     Attributes:
         observations: per stream (steps, *shape), float32 or uint8; of a text (steps,), the row of
-            ``sentences``.
+            ``sentences``. Where some data sets of a mixture lack it, also its presence (steps, 1),
+            see :func:`ebt_policy.windows.batch.presence`.
         actions: (steps, A).
         sha256: of the raw arrays they were read from and of the episodes' ends, by name.
         sentences: per text stream the vector of each sentence (k, D).
@@ -66,6 +68,7 @@ def load_arrays(demonstrations: Demonstrations, streams: Mapping[str, StreamConf
         else:
             observations[name] = np.empty((steps, *stream.shape), _TYPES[stream.kind])
             hashes[name] = _read(demonstrations, name, observations[name], stream.kind)
+    observations |= _presences(demonstrations, streams)
     return Arrays(observations, actions, hashes, sentences)
 
 
@@ -81,12 +84,14 @@ def store_arrays(
     """
     _check_streams(demonstrations, streams)
     steps, hashes = demonstrations.steps, _own_hashes(demonstrations)
+    presences = _presences(demonstrations, streams)
     index: dict[str, Any] = {
         "sha256": hashes,
         "actions": (steps, *demonstrations.actions.shape),
         "observations": {
             n: (s.kind, (steps, *(() if s.kind == "text" else s.shape))) for n, s in streams.items()
-        },
+        }
+        | {name: ("numbers", values.shape) for name, values in presences.items()},
         "sentences": {
             n: (len(demonstrations.tasks), *s.shape) for n, s in streams.items() if s.kind == "text"
         },
@@ -107,6 +112,8 @@ def store_arrays(
                 continue
             with path.open("wb") as file:
                 hashes[name] = _read(demonstrations, name, file, stream.kind)
+        for number, values in enumerate(presences.values(), len(streams)):
+            values.tofile(folder / _STREAM.format(number))
         (folder / _INDEX).write_text(json.dumps(index))
     except BaseException as error:
         shutil.rmtree(newest, ignore_errors=True)  # what is there is whole
@@ -148,8 +155,18 @@ def _check_streams(demonstrations: Demonstrations, streams: Mapping[str, StreamC
     """Check that the data have what a policy observes.
 
     Raises:
-        UserError: a key is missing or has another shape; or there are no sentences.
+        UserError: a key is missing or has another shape; or there are no sentences. A data set of
+            a mixture has none of the streams, or lacks one that may not be missing.
     """
+    for part in demonstrations.parts:
+        if not any(part.has(name) for name in streams):
+            raise UserError(f"{part.path}: has none of the observations {', '.join(streams)}")
+        for name, stream in streams.items():
+            if not (part.has(name) or stream.may_be_missing):
+                raise UserError(
+                    f"{part.path}: has no observation {name!r}, which is not among those that the "
+                    "policy may miss (may_be_missing in its configuration)"
+                )
     for name, stream in streams.items():
         if stream.kind == "text":
             if demonstrations.task_of_step is None:
@@ -164,6 +181,18 @@ def _check_streams(demonstrations: Demonstrations, streams: Mapping[str, StreamC
                 f"{demonstrations.path}: observation {name!r} has shape {info.shape} per step, "
                 f"the policy expects {stream.shape}"
             )
+
+
+def _presences(
+    demonstrations: Demonstrations, streams: Mapping[str, StreamConfig]
+) -> dict[str, Float[np.ndarray, "n 1"]]:
+    """Under their names, the presences of the streams that some data sets of a mixture lack."""
+    lacking = {presence(name): demonstrations.lacking(name) for name in streams}
+    return {
+        name: 1 - steps[:, None].astype(np.float32)
+        for name, steps in lacking.items()
+        if steps is not None
+    }
 
 
 def _texts(

@@ -8,13 +8,23 @@ import torch
 from torch import Tensor
 
 
+def presence(stream: str) -> str:
+    """Under what name observations say where a stream is, if only some of them have it.
+
+    There stands 1 where it is and 0 where anything else is in its place, (b, To, 1). No stream
+    has a name like this: in what ``--obs`` names, a colon begins the options.
+    """
+    return f"{stream}:present"
+
+
 @dataclass
 class Batch:
     """A batch of windows, in the units of the demonstrations.
 
     Attributes:
-        observations: per stream (b, To, *shape); or, of a camera, the features that a frozen
-            backbone made of its pictures before, float16 (b, To, C, p, p).
+        observations: per stream (b, To, *shape), and the :func:`presence` of some; or, of a camera,
+            the features that a frozen backbone made of its pictures before, float16
+            (b, To, C, p, p).
         actions: (b, T, A).
         valid: (b, T), False where the action is a repetition beyond the episode's end.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -166,20 +167,28 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
     low-dimensional keys, LeRobot's ``observation.…`` or every key; images and sentences never.
     ``task`` is the sentence of what is done, where no key has that name; ``task:encoder=NAME`` has
     it embedded by a text encoder instead of hashed, see :mod:`ebt_policy.windows.sentences`.
+    Of a mixture, default streams are such as all data sets have; one that is named may be missing
+    from some.
 
     Raises:
         UserError: a key does not exist, is neither numbers nor an image, or an index is out of
             range.
     """
-    is_pusht = set(demonstrations.observations) >= PUSHT_KEYS
+    common = {
+        k: i for k, i in demonstrations.observations.items() if demonstrations.lacking(k) is None
+    }
+    is_pusht = common.keys() >= PUSHT_KEYS
     if keys is None:
         if is_pusht:
             return {"state": PUSHT_STATE}
-        low = [k for k, info in demonstrations.observations.items() if len(info.shape) <= 2]
+        low = [k for k, info in common.items() if len(info.shape) <= 2]
         lerobot = [k for k in low if k.startswith("observation.")]
         chosen = [k for k in ROBOMIMIC_STREAMS if k in low] or lerobot or low
         if not chosen:
-            raise UserError(f"{demonstrations.path}: only images; name those to see with --obs")
+            raise UserError(
+                f"{demonstrations.path}: {'only images' if common else 'no key is in all of it'}; "
+                "name those to see with --obs"
+            )
         keys = ",".join(chosen)
     streams = {}
     for part in keys.split(","):
@@ -216,7 +225,10 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
         if elements is not None:
             marked = tuple(i for i in marked if i in elements)
         streams[name] = StreamConfig(shape, indices.get("angles", marked), elements)
-    return streams
+    return {
+        name: replace(stream, may_be_missing=demonstrations.lacking(name) is not None)
+        for name, stream in streams.items()
+    }
 
 
 def _text_stream(part: str, options: list[str]) -> StreamConfig:
