@@ -674,6 +674,21 @@ assert not loaded & {"safetensors", "tqdm", "scipy", "jaxtyping"}, loaded
     assert result.returncode == 0, result.stderr
 
 
+def test_a_client_is_told_what_may_be_missing() -> None:
+    streams = dict(SMALL.config.streams)
+    streams["extra"] = replace(streams["extra"], may_be_missing=True)
+    made = policy(streams=streams)
+    less = {"state": one()["state"], "extra": None}
+    with served(made) as port, PolicyClient(port=port) as client:
+        assert client.metadata["observation"]["extra"]["may_be_missing"]
+        client.reset(3)
+        action = client.select_action(less)
+        with pytest.raises(UserError, match="observation 'state' is missing"):
+            client.select_action({"extra": one()["extra"]})
+    expected = made.select_action(less, torch.Generator().manual_seed(3))
+    assert np.allclose(action, expected, atol=1e-4)
+
+
 def test_client_acts_as_the_policy_does() -> None:
     made = policy(descent=DescentConfig(noise=0.3))
     with served(made) as port, PolicyClient(port=port) as client:

@@ -617,7 +617,7 @@ def _data_info(options: argparse.Namespace) -> None:
         print(inspect(part).text())
     if len(parts) > 1:
         mixture = MixedDemonstrations(parts)
-        keys = [*mixture.observations, TASK]
+        keys = dict.fromkeys([*mixture.observations, TASK])
         print(missing(mixture, keys) or "all observe the same")
 
 
@@ -729,7 +729,8 @@ def _train(options: argparse.Namespace) -> None:
         )
         _print_sentences(demonstrations, policy_config)
         if lacking := missing(demonstrations, policy_config.streams):
-            print(f"{lacking}; masked out there, and wherever it is missing", file=sys.stderr)
+            masked = "what is missing is masked out, in training and in acting"
+            print(f"{lacking}: {masked}", file=sys.stderr)
     train(demonstrations, policy_config, training_config, Path(options.out), options.resume)
     if speaks:
         print(f"{options.out}: done; next: ebt-policy eval {options.out} --task …")

@@ -149,13 +149,13 @@ class _Worker:
         has_previous = False
         going = list(range(len(seeds)))
         while going:
-            observed = [policy.window(seen[i]) for i in going]
-            for window, i in zip(observed, going, strict=True):
+            now = [policy.window(seen[i]) for i in going]
+            for window, i in zip(now, going, strict=True):
                 if i < kept:
                     group.windows[i].append(window)
             began = time.perf_counter()
             prediction = policy.predict_chunk(
-                policy.stacked(observed),
+                policy.stacked(now),
                 [generators[i] for i in going],
                 previous[going] if has_previous else None,
             )

@@ -194,25 +194,23 @@ class Policy(nn.Module):
         Raises:
             UserError: a value is NaN or infinite, or a stream is missing from all of these steps.
         """
-        parts = _in_parts(steps)
         for name, normaliser in self._named_normalisers():
-            has_it = parts
+            having = steps
             if presence(name) in streams:
-                present = steps[streams[presence(name)][steps, 0] > 0]
-                if not len(present):
+                having = steps[streams[presence(name)][steps, 0] > 0]
+                if len(having) == 0:
                     raise UserError(
                         f"{source}: no episode that is learned from has observation {name!r}"
                     )
-                has_it = _in_parts(present)
             if isinstance(normaliser, ImageNormaliser):
                 continue
             if name in sentences:
                 normaliser.fit([sentences[name]], f"{source}: sentences")
                 continue
-            values = (torch.from_numpy(streams[name][part].astype(np.float32)) for part in has_it)
-            features = (self._features(name, part).numpy() for part in values)
+            parts = (streams[name][part].astype(np.float32) for part in _in_parts(having))
+            features = (self._features(name, torch.from_numpy(part)).numpy() for part in parts)
             normaliser.fit(features, f"{source}: observation {name!r}")
-        chunks = (actions[part].astype(np.float32) for part in parts)
+        chunks = (actions[part].astype(np.float32) for part in _in_parts(steps))
         self.action_normaliser.fit(chunks, f"{source}: actions")
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
@@ -239,7 +237,7 @@ class Policy(nn.Module):
         normalised = {}
         for name, normaliser in self._named_normalisers():
             if name not in observations:
-                assert self.config.streams[name].may_be_missing, name
+                assert name in self.config.may_be_missing, name
                 continue
             values = observations[name]
             if name in self.config.cameras and values.is_floating_point():
@@ -420,6 +418,11 @@ class Policy(nn.Module):
         for name in self._present(observations):
             raw[name] = torch.tensor(self._checked(name, observations, window), device=device)
             if presence(name) in observations:
+                if name not in self.config.may_be_missing:
+                    raise UserError(
+                        f"observation {name!r} is missing from some windows; the policy was "
+                        "trained with it in all of them"
+                    )
                 raw[presence(name)] = torch.as_tensor(observations[presence(name)], device=device)
         return raw
 
@@ -510,12 +513,8 @@ class Policy(nn.Module):
         Raises:
             UserError: there are none.
         """
-        streams = self.config.streams
-        present = [
-            name
-            for name in self.stream_names
-            if not streams[name].may_be_missing or observation.get(name) is not None
-        ]
+        missing = [n for n in self.config.may_be_missing if observation.get(n) is None]
+        present = [name for name in self.stream_names if name not in missing]
         if not present:
             raise UserError(
                 f"observation has none of the streams {', '.join(self.stream_names)}; each of them "
@@ -528,8 +527,9 @@ class Policy(nn.Module):
     ) -> np.ndarray:
         """One stream as an array, with its presence, shape and values checked."""
         if observation.get(name) is None:
+            given = [key for key, value in observation.items() if value is not None]
             raise UserError(
-                f"observation has no stream {name!r} (it has {', '.join(sorted(observation))}); "
+                f"observation has no stream {name!r} (it has {', '.join(sorted(given))}); "
                 f"the policy was trained on {', '.join(self.stream_names)}"
             )
         value = observation[name]

@@ -122,7 +122,7 @@ class Episode:
             names = (name, PREFIX + name, *(() if encoder is None else (PROMPT,)))
             key = next((known for known in names if message.get(known) is not None), None)
             if key is None:
-                if streams[name].may_be_missing:
+                if name in self._policy.config.may_be_missing:
                     continue
                 raise UserError(
                     f"observation {name!r} is missing; the policy observes "
