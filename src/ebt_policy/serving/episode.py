@@ -51,9 +51,9 @@ class Episode:
 
         Keys: each stream of the policy, alone or with the prefix ``observation/`` (a sentence also
         as ``prompt``, openpi's name for it), one observation or a whole window (To, ...), oldest
-        first; and if wanted ``reset``, ``seed`` (with the first message of an episode),
-        ``last_action`` (A,), and ``prefix`` (n, A), the first actions of the chunk where they are
-        decided. Others are ignored.
+        first; one that may be missing is absent or nil where it is. And if wanted ``reset``,
+        ``seed`` (with the first message of an episode), ``last_action`` (A,), and ``prefix``
+        (n, A), the first actions of the chunk where they are decided. Others are ignored.
 
         Raises:
             UserError: a key is missing, or a value has the wrong type, shape or size.
