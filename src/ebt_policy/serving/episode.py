@@ -132,9 +132,10 @@ class Episode:
                 values[name] = _numbers(key, message[key])
             else:
                 values[name] = embed_all(_sentences(key, message[key], extent), encoder)
-        axes = {value.ndim - len(streams[name].shape) for name, value in values.items()}
-        for name in values:
-            shape, window = streams[name].shape, (extent, *streams[name].shape)
+        streams = {name: stream for name, stream in streams.items() if name in values}
+        axes = {values[name].ndim - len(stream.shape) for name, stream in streams.items()}
+        for name, stream in streams.items():
+            shape, window = stream.shape, (extent, *stream.shape)
             if values[name].shape not in (shape, window) or len(axes) != 1:
                 found = ", ".join(f"{name!r} {value.shape}" for name, value in values.items())
                 raise UserError(
