@@ -163,6 +163,18 @@ def test_what_stands_in_for_a_stream_has_no_influence(name: Any) -> None:
         assert torch.equal(one, another)
 
 
+def test_features_of_pictures_that_are_missing_have_no_influence() -> None:
+    made = sometimes_blind().eval()
+    raw = made.raw_windows(seen(2) | {presence("wrist"): np.array([[[1.0]], [[0.0]]]).repeat(2, 1)})
+    features = torch.randn(2, 2, 32, 2, 2).half()
+    other = torch.stack([features[0], torch.randn(2, 32, 2, 2).half()])
+    one, another = (
+        made.core.remember(made.normalise_observation({**raw, "wrist": given}))
+        for given in (features, other)
+    )
+    assert torch.equal(one[0][0], another[0][0])
+
+
 # -- acting ------------------------------------------------------------------------------
 
 

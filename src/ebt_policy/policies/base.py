@@ -239,6 +239,8 @@ class Policy(nn.Module):
             if name not in observations:
                 assert name in self.config.may_be_missing, name
                 continue
+            if presence(name) in observations:
+                normalised[presence(name)] = observations[presence(name)]
             values = observations[name]
             if name in self.config.cameras and values.is_floating_point():
                 normalised[name] = values.float()  # features, as the network takes them
@@ -249,8 +251,6 @@ class Policy(nn.Module):
                 # The same at all steps of a window.
                 values = values + self.config.sentence_noise * torch.randn_like(values[:, :1])
             normalised[name] = normaliser.normalise(values)
-            if presence(name) in observations:
-                normalised[presence(name)] = observations[presence(name)]
         return normalised
 
     def _named_normalisers(self) -> list[tuple[str, Normaliser | ImageNormaliser]]:
