@@ -246,7 +246,7 @@ def test_a_policy_acts_by_its_sentence_as_in_training(tmp_path: Path) -> None:
 
 def test_in_training_a_sentence_is_a_neighbourhood(tmp_path: Path) -> None:
     """Other noise for each window, the same at all its steps; none when acting or of numbers."""
-    policy, windows = obedient(open_demonstrations(told(tmp_path / "d.hdf5")), sentence_noise=0.5)
+    policy, windows = obedient(open_demonstrations(told(tmp_path / "d.hdf5")), sentence_noise=0.3)
     raw = windows.gather(torch.tensor([0, 0])).observations
     policy.eval()
     acting = policy.normalise_observation(raw)

@@ -423,9 +423,10 @@ class PolicyConfig:
     """All that a saved policy needs to be built again; a run's ``config.json``.
 
     Attributes:
-        sentence_noise: standard deviation of the noise on a sentence's vector, whose root mean
-            square is about 1, in training: what is learned is a neighbourhood of every sentence
-            instead of the sentence alone, and paraphrases lie there.
+        sentence_noise: standard deviation of the noise on a sentence's vector in training, of
+            half the range that the demonstrations' sentences have in each dimension: what is
+            learned is a neighbourhood of every sentence instead of the sentence alone, and
+            paraphrases lie there.
     """
 
     policy: PolicyName
@@ -434,7 +435,7 @@ class PolicyConfig:
     network: NetworkConfig
     windows: WindowConfig = field(default_factory=WindowConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
-    sentence_noise: float = 0.5
+    sentence_noise: float = 0.3
     form: EnergyForm = "residual"
     objective: ObjectiveName = "basin"
     basin: BasinConfig = field(default_factory=BasinConfig)

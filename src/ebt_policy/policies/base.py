@@ -247,10 +247,11 @@ class Policy(nn.Module):
                 continue
             if isinstance(normaliser, Normaliser):
                 values = self._features(name, values)
+            normalised[name] = normaliser.normalise(values)
             if self.training and self.config.streams[name].kind == "text":
                 # The same at all steps of a window.
-                values = values + self.config.sentence_noise * torch.randn_like(values[:, :1])
-            normalised[name] = normaliser.normalise(values)
+                noise = torch.randn_like(normalised[name][:, :1])
+                normalised[name] = normalised[name] + self.config.sentence_noise * noise
         return normalised
 
     def _named_normalisers(self) -> list[tuple[str, Normaliser | ImageNormaliser]]:
