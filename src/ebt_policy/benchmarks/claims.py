@@ -50,6 +50,7 @@ _DISTURBED = {
     "step": f"steps × {min(FACTORS):g} to × {max(FACTORS):g}",
 }
 MANY = max(manipulation.STEP_BUDGETS)
+_WIDE = manipulation.WIDE.name.removeprefix(OURS[1])
 _TARGETS = {"Lift": 0.98, "Can": 0.95, "Square": 0.80}
 _SEEN_TARGETS = {"robosuite/Lift": 0.90, "pusht": 0.80}  # from cameras
 
@@ -196,7 +197,7 @@ def _recovery_claims(
 ) -> list[list[str]]:
     """Of one task and disturbance: each way of the energy policy, and against the other."""
     rows = []
-    for seeing, how in (("", ""), ("", IMAGINING), (UNFELT, "")):
+    for seeing, how in (("", ""), ("", IMAGINING), (UNFELT, ""), (UNFELT, _WIDE)):
         other = results.get(slug, "diffusion" + seeing, "DDIM-10" + disturbance)
         ours = results.get(slug, "basin" + seeing, "2 steps" + how + disturbance)
         if ours is None or not _recovered(ours)[1]:

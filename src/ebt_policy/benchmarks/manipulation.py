@@ -25,15 +25,16 @@ _ACTS = {
     "ibc": (Act("Langevin", ("ibc.iterations=20",), core=True),),
 }
 _FELT = {name: replace(METHODS[name], acts=acts) for name, acts in _ACTS.items()}
-# The same without the fingers' state, from which a policy tells what it has just done.
+# The same without the fingers' state, from which a policy tells what it has just done; and with
+# a wider walk, which leads out of what does not succeed.
 UNFELT = "-no-fingers"
+WIDE = Act("2 steps, wide walk", ("descent.steps=2", "descent.noise=0.2"))
 _METHODS = _FELT | {
     name + UNFELT: replace(
-        _FELT[name], name=name + UNFELT, cost=name,
-        acts=tuple(act for act in _ACTS[name] if act.core),
+        _FELT[name], name=name + UNFELT, cost=name, acts=acts,
         observes="robot0_eef_pos,robot0_eef_quat,object",
     )
-    for name in ("basin", "diffusion")
+    for name, acts in (("basin", (TWO_STEPS, WIDE)), ("diffusion", _ACTS["diffusion"][:1]))
 }  # fmt: skip
 _TASKS = {
     task.slug: task
@@ -52,8 +53,8 @@ _WHOLE_FELT = {slug: replace(task, methods=tuple(_FELT)) for slug, task in _WHOL
 
 
 def _disturbed(method: Method, disturbances: tuple[str, ...]) -> Method:
-    """The method's core acts (of the energy also the adaptive one), disturbed in several ways."""
-    acts = [act for act in method.acts if act.core or act is ADAPTIVE]
+    """The method's core acts, and some more of the energy, disturbed in several ways."""
+    acts = [act for act in method.acts if act.core or act in (ADAPTIVE, WIDE)]
     return replace(
         method,
         acts=tuple(
@@ -90,7 +91,7 @@ RECOVERY = Study(
     "recovery",
     _WHOLE,
     {
-        name: _recovering(method) if name in _FELT else _disturbed(method, RECOVERIES)
+        name: _recovering(method) if name in _FELT else _disturbed(method, ("+drop",))
         for name, method in _METHODS.items()
     },
     work="tasks",
