@@ -61,6 +61,11 @@ STUDY = Study("language", _TASKS, _METHODS)
 _MT10, _PUCK = "metaworld-mt10", "metaworld-puck"
 _NAMES = {_MT10: "MT10", _PUCK: "puck"}
 _READERS = {"basin": "hashed", "basin-minilm": "all-MiniLM-L6-v2"}
+# What tells the right sentence, and in words.
+_PREFERRED = {
+    "auroc_energy": "the energy", "auroc_excess": "the energy above where a step lands",
+    "auroc_step": "the step",
+}  # fmt: skip
 _TARGET, _MARGIN = 0.9, 0.03
 
 
@@ -133,11 +138,11 @@ def _claims(found: Results) -> str:
                     verdict_of(low, high, 0.0),
                 ])  # fmt: skip
             measured = found.get(slug, method, WORDS)
-            for key, what in (("auroc_energy", "energy"), ("auroc_step", "step")):
+            for key, what in _PREFERRED.items():
                 if measured is not None:
                     mean, low, high = measured.lines[0]["words"][key]
                     rows.append([
-                        f"the {what} tells the right sentence, AUROC {_TARGET:g}: {task}, {reader}",
+                        f"{what} tells the right sentence, AUROC {_TARGET:g}: {task}, {reader}",
                         f"`bench language --only '{slug}/*/{method}/0'`",
                         bracketed(mean, low, high), verdict_of(low, high, _TARGET),
                     ])  # fmt: skip
@@ -204,8 +209,7 @@ def _words(found: Results) -> str:
                 continue
             measured = group.lines[0]["words"]
             for name, values in (("all", measured), *measured["by_meaning"].items()):
-                cells = [
-                    f"{np.atleast_1d(values[key])[0]:.3f}" for key in ("auroc_energy", "auroc_step")
-                ]
+                cells = [f"{np.atleast_1d(values[key])[0]:.3f}" for key in _PREFERRED]
                 rows.append([task, reader, name, *cells])
-    return markdown(["task", "sentences read by", "demonstrated", "energy", "step"], rows)
+    head = ["task", "sentences read by", "demonstrated"]
+    return markdown([*head, *_PREFERRED.values()], rows)

@@ -99,10 +99,11 @@ def sentence_quality(
     Means and 95% intervals, bootstrapped over episodes, of
 
     * ``auroc_energy``: by E itself, whose zero may be another one under every sentence;
-    * ``auroc_step``: by the length of dE/da, which has no such offset: the own sentence is the one
-      under which a step moves the demonstrated chunk least;
+    * ``auroc_excess``: by how far E is above where a step from the demonstrated chunk lands, which
+      has no such offset: the own sentence is the one under which there is least to gain;
+    * ``auroc_step``: by the length of that step;
 
-    and both by meaning.
+    and all by meaning.
 
     Args:
         policy: with an ``energy``, and one text stream.
@@ -122,7 +123,8 @@ def sentence_quality(
     batch = held_out.gather(chosen)
     chunks = policy.action_normaliser.normalise(batch.actions)
     told = rows[held_out.steps[chosen]].tolist()
-    measures: dict[str, list[float]] = {"auroc_energy": [], "auroc_step": []}
+    names = ("auroc_energy", "auroc_excess", "auroc_step")
+    measures: dict[str, list[float]] = {name: [] for name in names}
     for i, row in enumerate(told):
         shown = [row, *np.flatnonzero(every != every[row])]
         window = {n: v[i : i + 1].expand(len(shown), *v.shape[1:]).clone()
@@ -130,10 +132,11 @@ def sentence_quality(
         window[stream][:] = held_out.sentences[stream][shown][:, None]
         with torch.no_grad():
             memory = model.remember(policy.normalise_observation(window))
-            energy, gradient = energy_and_gradient(
-                model.given(memory), chunks[i : i + 1].expand(len(shown), -1, -1)
-            )
-        for name, values in zip(measures, (energy, gradient.square().sum((1, 2))), strict=True):
+            given, demonstrated = model.given(memory), chunks[i : i + 1].expand(len(shown), -1, -1)
+            energy, gradient = energy_and_gradient(given, demonstrated)
+            excess = energy - given(demonstrated - gradient)
+        step = gradient.square().sum((1, 2))
+        for name, values in zip(names, (energy, excess, step), strict=True):
             measures[name].append(_above(values[1:], values[:1]))
     result = {"observations": len(chunks), **_means(measures, held_out.first[chosen], seed)}
     of_window = every[told]
