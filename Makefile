@@ -38,9 +38,10 @@ $(LEROBOT)/.ready: pyproject.toml lerobot_policy_ebt/pyproject.toml scripts/setu
 results: setup
 	$(BIN)/python scripts/render_results
 
-# Render docs/claims.md and docs/language.md from the files under results/.
+# Render docs/claims.md, docs/language.md and the table of README.md from the files under results/.
 claims: setup
 	$(BIN)/ebt-policy bench tasks --render docs/claims.md
+	$(BIN)/ebt-policy bench tasks --render README.md
 	$(BIN)/ebt-policy bench language --render docs/language.md
 
 # Every objective, descent and baseline compared: many hours; stop it whenever, it goes on later.
