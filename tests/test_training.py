@@ -430,6 +430,14 @@ def test_mixed_precision_trains_with_the_energy_in_float32(tmp_path: Path, hdf5:
     assert {t.dtype for t in saved.values()} == {torch.float32}
 
 
+def test_processes_that_know_nothing_of_each_other_are_refused(
+    tmp_path: Path, hdf5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="set ACCELERATE_USE_CPU=true"):
+        run_training(hdf5, tmp_path / "run", STEPS)
+
+
 def test_parts_of_a_batch_give_the_step_of_the_whole(tmp_path: Path, hdf5: Path) -> None:
     """Regression has no noise: only the order of summing differs."""
     policy = replace(POLICY, policy="regression")

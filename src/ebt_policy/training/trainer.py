@@ -157,6 +157,12 @@ class Trainer:
         )
         self.device = self.accelerator.device
         world = self.accelerator.num_processes
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started != world:
+            raise UserError(
+                f"torchrun has started {started} processes, and each of them would train alone; on "
+                "a CPU set ACCELERATE_USE_CPU=true"
+            )
         if config.batch_size % (world * config.accumulation):
             raise UserError(
                 f"training.batch_size = {config.batch_size} cannot be shared by {world} processes "
