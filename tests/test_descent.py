@@ -303,6 +303,10 @@ def test_a_chunk_shorter_than_jerk_is_smooth() -> None:
     smoothness = Smoothness.of(0.7, 3, 1, torch.device("cpu"))
     chunk = torch.randn(1, 3, 2)
     assert torch.equal(smoothness.between(chunk), chunk)
+    free = torch.tensor([[[0.0], [1.0], [1.0]]])
+    settings = DescentConfig(steps=1, noise=0.0)
+    actions, _ = descend(bowl, chunk, settings, free=free, smoothness=smoothness)
+    assert torch.allclose(actions[:, 1:], torch.ones(1, 2, 2))
 
 
 def _jerk(actions: np.ndarray) -> float:

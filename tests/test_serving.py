@@ -935,3 +935,17 @@ def test_only_sentences_are_read_as_sentences(key: str) -> None:
     windows = {"state": np.zeros((2, 5)), key: np.array(["push the block"] * 2)}
     episode.observe(unpack(pack(windows)))
     assert episode.window()["task"].shape == (1, 2, 256)
+
+
+def test_a_plan_goes_on_from_what_was_sent_and_is_forgotten_where_it_was_not_executed() -> None:
+    episode = Episode(policy(descent=DescentConfig(smoothness=0.1)))
+    seen = {n: np.zeros(s.shape) for n, s in episode._policy.config.streams.items()}
+    episode.observe(seen)
+    chunk = episode._policy.predict_chunk(*episode.asked())
+    sent = chunk.actions[0] + 3.0  # as limits would change it
+    episode.answer(chunk, sent)
+    episode.observe({**seen, "last_action": sent[-1]})
+    previous = episode.asked()[2]
+    assert np.array_equal(previous[0, 0], sent[-1])
+    episode.observe({**seen, "last_action": sent[3]})
+    assert episode.asked()[2] is None

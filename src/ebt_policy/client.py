@@ -49,7 +49,7 @@ class PolicyClient:
         patience: seconds that a call may take, all tries to connect included; with ``ahead``,
             that the robot may be without a reply.
         ahead: control steps before the end of a chunk at which the next one is asked for, at most
-            as many as are executed of a chunk; 0 waits for it at the end.
+            as many as are executed of a chunk, and half of what it plans; 0 waits for the end.
         lost_after: seconds after which a chunk that was asked for ahead is asked for again.
 
     Attributes:
@@ -78,14 +78,14 @@ class PolicyClient:
         self.metadata: dict[str, Any] = {}
         self.reply: dict[str, Any] = {}
         self._connection = self._connect(time.monotonic() + patience)
-        executed = self.metadata["action"]["shape"][0]
-        # Asked for that early, the next chunk is here before this one ends, and fits a prefix.
-        most = min(executed, self.metadata["horizon"] - self.metadata["observation_steps"])
+        executed, horizon = self.metadata["action"]["shape"][0], self.metadata["horizon"]
+        # After a prefix a chunk must hold as many actions as pass until the one after it is here.
+        most = min(executed, (horizon - self.metadata["observation_steps"] + 1) // 2)
         if not 0 <= ahead <= most:
             self._connection.close()
             raise UserError(
-                f"ahead = {ahead}: with this policy's chunks, of which {executed} actions are "
-                f"executed, it is 0 to {most}"
+                f"ahead = {ahead}: with this policy's chunks, {horizon} actions of which "
+                f"{executed} are executed, it is 0 to {most}"
             )
         self._ahead, self._lost_after = ahead, lost_after
         self._worker = ThreadPoolExecutor(1, "chunks ahead")

@@ -77,9 +77,10 @@ def step_size(
 class Smoothness:
     """1/2 weight ||D a||^2 beside the energy: D takes third differences along the chunk.
 
-    The squared jerk, by which smooth movements are told (Flash & Hogan 1985). Energies add: the
-    chunk that minimises both is near what the energy asks for and goes on smoothly from the
-    actions that are decided.
+    Of positions that is the squared jerk, by which smooth movements are told (Flash & Hogan
+    1985). Energies add: the chunk that minimises both is near what the energy asks for and goes
+    on smoothly from the actions that are decided. A trace shows the learned energy alone, and of
+    several starts it is the one that chooses.
 
     Attributes:
         curvature: weight D'D.
@@ -92,9 +93,8 @@ class Smoothness:
     @classmethod
     def of(cls, weight: float, horizon: int, decided: int, device: torch.device) -> Smoothness:
         """For chunks of ``horizon`` actions, of which the first ``decided`` stay as they are."""
-        if horizon <= _ORDER:
-            return cls(*torch.zeros(2, horizon, horizon, device=device))
-        differences = torch.eye(horizon).diff(n=_ORDER, dim=0)
+        # A chunk that is too short for a difference has none, and is not curved by any.
+        differences = torch.eye(horizon).diff(n=min(_ORDER, horizon), dim=0)
         curvature = weight * differences.T @ differences
         inverse = torch.zeros(horizon, horizon)
         free = slice(decided, horizon)
@@ -133,7 +133,7 @@ def descend(
         taken: steps that led to ``start`` already; they count towards ``config.steps``.
         free: 1 for the actions that descend, 0 for those that stay as they are in ``start``;
             without it all descend.
-        smoothness: added to the energy; steps are Newton's for the curvature that it adds.
+        smoothness: descended with the energy; steps are Newton's for the curvature that it adds.
 
     Returns:
         The last iterates and the trace.

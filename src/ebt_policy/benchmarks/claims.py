@@ -289,7 +289,8 @@ def _headline(found: Found) -> str:
         *((name, found.studies["tasks"], slug, "successes") for slug, name in NAMES.items()),
     ):
         groups = [results.get(slug, *which) for which in shown]
-        cells = ["" if group is None else interval(group.values(key)) for group in groups]
+        values = [None if group is None else group.values(key) for group in groups]
+        cells = ["" if v is None else f"{interval(v)}, {_size(v)}" for v in values]
         if any(cells):
             rows.append([name, *cells])
     heads = [f"{method}, {act}" for method, act in shown]
@@ -620,26 +621,27 @@ def _chunking(measured: dict[str, Any]) -> str:
 _Arm = tuple[str, str, int, float, int]
 
 
-def _arms(found: Found) -> dict[_Arm, dict[float, list[dict[str, Any]]]]:
-    """Of each arm and delay the rows of all files, one for each training seed."""
-    arms: dict[_Arm, dict[float, list[dict[str, Any]]]] = {}
+def _arms(found: Found) -> dict[_Arm, dict[float, dict[int, dict[str, Any]]]]:
+    """Of each arm and delay the rows of all files, by training seed."""
+    arms: dict[_Arm, dict[float, dict[int, dict[str, Any]]]] = {}
     for measured in found.delays.values():
         jitter = float(max(row["jitter_ms"] for row in measured["rows"]))
         executed = measured["windows"]["action_steps"]
         arm = (measured["task"], _chunking(measured), executed, jitter, measured["first_seed"])
+        seed = measured["training"]["training"]["seed"]
         for row in measured["rows"]:
-            arms.setdefault(arm, {}).setdefault(row["delay_ms"], []).append(row)
+            arms.setdefault(arm, {}).setdefault(row["delay_ms"], {})[seed] = row
     return arms
 
 
-def _crossed(rows: list[dict[str, Any]], key: str) -> np.ndarray:
-    """A row's values of each start (seeds, starts), of the starts that all of them have."""
-    starts = min(len(row[key]) for row in rows)
-    return np.array([row[key][:starts] for row in rows], np.float64)
+def _crossed(rows: dict[int, dict[str, Any]], key: str) -> np.ndarray:
+    """Values of each start (seeds, starts), of the starts that all seeds have."""
+    starts = min(len(row[key]) for row in rows.values())
+    return np.array([row[key][:starts] for row in rows.values()], np.float64)
 
 
-def _mean(rows: list[dict[str, Any]], key: str) -> float:
-    return float(np.mean([row[key] for row in rows]))
+def _mean(rows: dict[int, dict[str, Any]], key: str) -> float:
+    return float(np.mean([row[key] for row in rows.values()]))
 
 
 def _image_claims(found: Found) -> list[list[str]]:
@@ -715,12 +717,20 @@ def _figure_delay(found: Found) -> Figure | None:
 
 
 def _delay_claims(found: Found) -> list[list[str]]:
-    """Of every frozen prefix, with what plain chunking does on its task beside it."""
+    """Of every frozen prefix, beside plain chunking of the same training seeds."""
     claims, arms = [], _arms(found)
     for (task, chunking, executed, jitter, first), ours in arms.items():
         plain = arms.get((task, "plain", executed, jitter, first), {})
         if not chunking.startswith(_PREFIX) or not {0.0, _DELAY} <= ours.keys() & plain.keys():
             continue
+        measured = [of[ms] for of in (ours, plain) for ms in (0.0, _DELAY)]
+        seeds = sorted(set(measured[0]).intersection(*measured))
+        if not seeds:
+            continue
+        ours, plain = (
+            {ms: {seed: of[ms][seed] for seed in seeds} for ms in (0.0, _DELAY)}
+            for of in (ours, plain)
+        )
         where = f"{task}, {chunking}, {executed} actions at a time, {_DELAY:g} ± {jitter:g} ms"
         command = f"`bench delay … --task {task}`"
         undelayed, delayed = (_crossed(ours[ms], "scores") for ms in (0.0, _DELAY))

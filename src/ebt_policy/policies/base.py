@@ -248,9 +248,10 @@ class Policy(nn.Module):
             if isinstance(normaliser, Normaliser):
                 values = self._features(name, values)
             normalised[name] = normaliser.normalise(values)
-            if self.training and self.config.streams[name].kind == "text":
-                # The same at all steps of a window.
-                noise = torch.randn_like(normalised[name][:, :1])
+            is_text = self.config.streams[name].kind == "text"
+            if self.training and is_text and isinstance(normaliser, Normaliser):
+                # The same at all steps of a window; none where no sentence differs.
+                noise = normaliser.moves * torch.randn_like(normalised[name][:, :1])
                 normalised[name] = normalised[name] + self.config.sentence_noise * noise
         return normalised
 
@@ -342,7 +343,8 @@ class Policy(nn.Module):
         before is still being executed. The new chunk's first actions are decided then: the To - 1
         that were executed since its oldest observation, and those that will be until it is here.
         A policy that learned with prefixes (``basin.prefix_share``) holds them fixed and finds how
-        to go on; any other plans as if there were none. ``actions`` begin after the prefix::
+        to go on, one with ``descent.smoothness`` goes on smoothly from them; any other plans as if
+        there were none. ``actions`` begin after the prefix::
 
             chunk        |To-1|--- executed meanwhile ---|--------- Ta ---------|
             prefix       |-------------- n --------------|
@@ -355,7 +357,7 @@ class Policy(nn.Module):
                 where some have, see :meth:`stacked`.
             generators: one per sample, for noisy starts and samplers; None: the global one.
             previous: what was planned before for the same control steps (:func:`moved_on`), for a
-                warm start.
+                warm start; and its first To - 1 actions, which were executed, for smoothness.
             prefix: the first n actions of each chunk, where more than the To - 1 are decided, in
                 the units of the demonstrations; To - 1 <= n < T.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ebt_policy.config import DescentConfig
+from ebt_policy.config import DescentConfig, from_json
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.energy_quality import pixel_saliency, word_saliency
 from ebt_policy.evaluation.results import RESULTS_FOLDER, read_results
@@ -151,8 +152,9 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
         [{name: observed(moment, name) for name in moment["observation"]} for moment in moments]
     )
     shown = result["settings"]["descent"]["steps"]
+    descent = from_json(DescentConfig, json.dumps(result["settings"]["descent"]), str(run))
     settings = dataclasses.replace(
-        DescentConfig(**result["settings"]["descent"]),
+        descent,
         steps=max(_DESCENT_STEPS, shown + 1), tolerance=0.0, starts=1, noise=0.0,
         max_ms=None,
     )  # fmt: skip

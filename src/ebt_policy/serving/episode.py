@@ -85,6 +85,8 @@ class Episode:
         if prefix is not None and len(prefix):
             self.last_action = prefix[-1]
         elif last is not None:
+            if self.last_action is not None and not np.allclose(last, self.last_action, atol=1e-6):
+                self._plan = None  # it was not executed to where it was sent
             self.last_action = last
 
     def window(self) -> dict[str, Shaped[np.ndarray, "1 to ..."]]:
@@ -100,7 +102,8 @@ class Episode:
 
     def answer(self, chunk: Prediction, actions: Shaped[np.ndarray, "n a"]) -> None:
         """Remember what was planned and sent."""
-        self._plan, self._sent = chunk.plan, self._first + len(actions)
+        self._plan, self._sent = chunk.plan.copy(), self._first + len(actions)
+        self._plan[:, self._first : self._sent] = actions  # as limits left them
         self.last_action = actions[-1]
 
     def hold(self) -> None:
