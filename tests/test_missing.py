@@ -314,6 +314,17 @@ def test_bad_mixtures_are_named(two: tuple[str, str], tmp_path: Path) -> None:
 # -- the whole way -----------------------------------------------------------------------
 
 
+def test_data_of_other_actions_are_described_and_no_mixture(
+    two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = episodes([20, 20])
+    for episode in made:
+        episode.actions = np.repeat(episode.actions, 2, 1)
+    write_robomimic(tmp_path / "wide.hdf5", made, "toy", {"control_freq": 10})
+    assert main(["data", "info", two[0], str(tmp_path / "wide.hdf5")]) == 0
+    assert "no mixture: " in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_train_with_less_in_one_of_two_data_sets_and_roll_out(
     two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -368,7 +368,11 @@ def _data_info(options: argparse.Namespace) -> None:
     for part in parts:
         print(inspect(part).text())
     if len(parts) > 1:
-        mixture = MixedDemonstrations(parts)
+        try:
+            mixture = MixedDemonstrations(parts)
+        except UserError as error:
+            print(f"no mixture: {error}")
+            return
         keys = dict.fromkeys([*mixture.observations, TASK])
         print(missing(mixture, keys) or "all observe the same")
 
