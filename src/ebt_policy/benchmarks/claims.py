@@ -681,16 +681,9 @@ def _delay(found: Found) -> str:
         for (task, chunking, executed, jitter, first), by_delay in _arms(found).items()
         for ms, rows in sorted(by_delay.items())
     ]  # fmt: skip
-    head = [
-        "task",
-        "chunks",
-        "executed",
-        "delay, ms",
-        "success [95%]",
-        "score [95%]",
-        "jerk, seams",
-    ]
-    return markdown([*head, "jerk, elsewhere", "held", "seeds × starts", "first start"], table)
+    head = ["task", "chunks", "executed", "delay, ms", "success [95%]", "score [95%]"]
+    more = ["jerk, seams", "jerk, elsewhere", "held", "seeds × starts", "first start"]
+    return markdown([*head, *more], table)
 
 
 def _figure_delay(found: Found) -> Figure | None:

@@ -34,7 +34,7 @@ from ebt_policy.errors import UserError
 from ebt_policy.shapes import Float
 from ebt_policy.tasks.base import Environment, Expert, Observation, Outcome, Task, missing_extra
 from ebt_policy.tasks.metaworld_sentences import PHRASES, sentence
-from ebt_policy.tasks.mujoco_pictures import IMAGE, Pictures, shared_pictures
+from ebt_policy.tasks.mujoco_pictures import IMAGE, Pictures, camera_streams, shared_pictures
 
 HORIZON = 500
 CAMERA = "corner2"  # it hangs upside down
@@ -92,10 +92,7 @@ class MetaWorldEnvironment(Environment):
         return self._observe(state)
 
     def _observe(self, state: np.ndarray) -> dict[str, np.ndarray]:
-        pictures = {
-            name: self._picture(name.removesuffix(IMAGE), *size)
-            for name, size in self.cameras.items()
-        }
+        pictures = camera_streams(self.cameras, self._picture)
         return {"state": np.asarray(state, np.float32), TASK: self._sentence, **pictures}
 
     def step(self, action: np.ndarray) -> Outcome:

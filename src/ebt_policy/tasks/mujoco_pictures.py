@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,13 @@ class Pictures:
         mujoco.mjr_render(place, self._scene, self._context)
         mujoco.mjr_readPixels(picture, None, place, self._context)
         return np.ascontiguousarray(picture[::-1])
+
+
+def camera_streams(
+    cameras: Mapping[str, tuple[int, int]], draw: Callable[[str, int, int], np.ndarray]
+) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+    """The image streams of some cameras, each of its height and width."""
+    return {name: draw(name.removesuffix(IMAGE), *size) for name, size in cameras.items()}
 
 
 def _free(window: Any, context: Any) -> None:

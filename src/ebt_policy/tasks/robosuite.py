@@ -25,7 +25,7 @@ from ebt_policy.tasks.base import (
     Task,
     missing_extra,
 )
-from ebt_policy.tasks.mujoco_pictures import IMAGE, Pictures, shared_pictures
+from ebt_policy.tasks.mujoco_pictures import IMAGE, Pictures, camera_streams, shared_pictures
 from ebt_policy.tasks.robosuite_experts import make_expert
 
 ROBOTS = ("IIWA", "Kinova3", "Panda", "Sawyer", "UR5e")
@@ -221,10 +221,7 @@ class RobosuiteEnvironment(Environment):
         keys = [f"robot{arm}_{part}" for arm in range(self._arms) for part in parts]
         observation = {key: np.asarray(seen[key], np.float32) for key in keys}
         observation["object"] = np.asarray(seen["object-state"], np.float32)
-        pictures = {
-            name: self._picture(name.removesuffix(IMAGE), *size)
-            for name, size in self.cameras.items()
-        }
+        pictures = camera_streams(self.cameras, self._picture)
         return observation | pictures
 
 
