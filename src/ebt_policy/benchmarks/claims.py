@@ -39,6 +39,7 @@ NAMES = {
     "robosuite-Lift": "Lift",
     "robosuite-PickPlaceCan": "Can",
     "robosuite-NutAssemblySquare": "Square",
+    "robosuite-ToolHang": "Tool Hang",
 }
 _MARGIN = 0.03  # how far below "not below" allows
 _DELAY, _KEPT = 200.0, 0.95  # ms, and what is left of the undelayed score
@@ -51,7 +52,7 @@ _DISTURBED = {
 }
 MANY = max(manipulation.STEP_BUDGETS)
 _WIDE = manipulation.WIDE.name.removeprefix(OURS[1])
-_TARGETS = {"Lift": 0.98, "Can": 0.95, "Square": 0.80}
+_TARGETS = {"Lift": 0.98, "Can": 0.95, "Square": 0.80, "Tool Hang": 0.60}
 _SEEN_TARGETS = {"robosuite/Lift": 0.90, "pusht": 0.80}  # from cameras
 
 

@@ -55,6 +55,7 @@ _TASKS = {
     for task in (
         BenchTask("metaworld/puck", (150,), 120.0, (0,), 300, ("basin", "basin-minilm")),
         BenchTask("metaworld/mt10", (500,), 360.0, (0,), 200, tuple(_METHODS)),
+        BenchTask("metaworld/mt50", (1000,), 1800.0, (0,), 500, tuple(_METHODS)),
     )
 }
 STUDY = Study("language", _TASKS, _METHODS)
