@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ebt_policy.benchmarks import manipulation, objectives
+from ebt_policy.benchmarks import language, manipulation, objectives
 from ebt_policy.benchmarks.manipulation import IMAGINING, RECOVERIES, SHIFTS, UNFELT
 from ebt_policy.benchmarks.pages import (
+    OURS,
     Group,
     Results,
     bracketed,
@@ -33,7 +34,6 @@ from ebt_policy.evaluation.statistics import bootstrap_crossed
 from ebt_policy.policies.files import replace_file
 from ebt_policy.report.figures import png
 
-OURS = ("basin", "2 steps")
 THEIRS = (("diffusion", "DDIM-10"), ("diffusion", "DDPM-100"))
 NAMES = {
     "robosuite-Lift": "Lift",
@@ -68,6 +68,7 @@ class Found:
             name: Results(folder / name, study) for name, study in manipulation.STUDIES.items()
         }
         self.objectives = Results(folder / objectives.STUDY.name)
+        self.language = Results(folder / language.STUDY.name, language.STUDY)
         self.uncertainty = _files(folder, "uncertainty-*.json")
         self.alarms = _files(folder, "alarm-*.json")
         self.delays = _files(folder, "delay-*.json")
@@ -288,6 +289,7 @@ def _headline(found: Found) -> str:
     for name, results, slug, key in (
         ("PushT, score", found.objectives, "pusht", "scores"),
         *((name, found.studies["tasks"], slug, "successes") for slug, name in NAMES.items()),
+        *((name, found.language, slug, "successes") for slug, name in language.MANY.items()),
     ):
         groups = [results.get(slug, *which) for which in shown]
         values = [None if group is None else group.values(key) for group in groups]

@@ -7,15 +7,16 @@ In every start of ``metaworld/mt10`` a sentence is drawn from those that were tr
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ebt_policy.benchmarks.claims import OURS
 from ebt_policy.benchmarks.manipulation import TWO_STEPS
 from ebt_policy.benchmarks.objectives import METHODS
 from ebt_policy.benchmarks.pages import (
+    OURS,
     Group,
     Results,
     bracketed,
@@ -60,8 +61,8 @@ _TASKS = {
 }
 STUDY = Study("language", _TASKS, _METHODS)
 _PUCK = "metaworld-puck"
-_MANY = {"metaworld-mt10": "MT10", "metaworld-mt50": "MT50"}
-_NAMES = _MANY | {_PUCK: "puck"}
+MANY = {"metaworld-mt10": "MT10", "metaworld-mt50": "MT50"}
+_NAMES = MANY | {_PUCK: "puck"}
 _READERS = {"basin": "hashed", "basin-minilm": "all-MiniLM-L6-v2"}
 # What tells the right sentence, and in words.
 _PREFERRED = {
@@ -85,8 +86,8 @@ def render_language(page: Path, folder: Path) -> None:
             "claims": lambda: _claims(found), "success": lambda: _success(found),
             "puck": lambda: _puck(found), "words": lambda: _words(found),
             **{
-                f"tasks-{name}": lambda slug=slug: _per_task(found, slug)
-                for slug, name in _MANY.items()
+                f"tasks-{name}": functools.partial(_per_task, found, slug)
+                for slug, name in MANY.items()
             },
         },
     )  # fmt: skip
@@ -105,7 +106,7 @@ def _claims(found: Results) -> str:
             verdict_of(low, high, least),
         ])  # fmt: skip
 
-    for slug, task in _MANY.items():
+    for slug, task in MANY.items():
         ours = found.get(slug, *OURS)
         if ours is None:
             continue
@@ -178,7 +179,7 @@ def _success(found: Results) -> str:
             f"{len(seen.lines)} × {seen.mean('episodes'):.0f}",
             f"{seen.mean('training', 'steps'):,.0f}", f"{seen.mean('training', 'samples'):,.0f}",
         ]
-        for slug, task in _MANY.items()
+        for slug, task in MANY.items()
         for method, act, seen, unseen in _told_acts(found, slug)
     ]  # fmt: skip
     head = ["tasks", "method", "acts by", "steps", "seen sentences [95%]", "unseen sentences [95%]"]

@@ -28,7 +28,7 @@ from ebt_policy.policies.files import replace_file
 from ebt_policy.report.figures import png
 from ebt_policy.tasks.planar import RADIUS
 
-REFERENCE = ("basin", "2 steps")
+OURS = ("basin", "2 steps")
 COLOURS = {
     "basin": "#1b6ca8", "one-way": "#2f8f9d", "scalar": "#12324a",
     "equilibrium": "#6aa5cf", "unrolled": "#a9c9e4", "diffusion": "#d1642b",
@@ -173,7 +173,7 @@ def difference(one: Group, other: Group, key: str) -> np.ndarray:
 
 def _table_task(found: Results, slug: str) -> str:
     """Every method and way of acting on one task."""
-    reference = found.get(slug, *REFERENCE)
+    reference = found.get(slug, *OURS)
     key = "scores" if slug == "pusht" else "successes"
     has_routes = slug == "planar-fork"
     head = [
@@ -300,7 +300,7 @@ _TABLES: dict[str, Callable[[Results], str]] = {
 
 def _figure_steps(found: Results) -> Figure | None:
     """Score or success against the number of descent steps, on every task."""
-    slugs = [slug for slug in TASKS if found.get(slug, *REFERENCE) is not None]
+    slugs = [slug for slug in TASKS if found.get(slug, *OURS) is not None]
     if not slugs:
         return None
     figure = Figure(figsize=(9.0, 2.6 * ((len(slugs) + 2) // 3)), layout="constrained")
@@ -361,7 +361,7 @@ def _figure_curve(found: Results) -> Figure | None:
         tasks = len(_METAWORLD)
         low, high = np.array([bootstrap_crossed(curve[c], tasks) for c in counts]).T
         axes.plot(counts, means, f"o{style}", ms=3, color=COLOURS[method], label=f"{method}, {act}")
-        if (method, act) == REFERENCE:
+        if (method, act) == OURS:
             axes.fill_between(counts, low, high, color=COLOURS[method], alpha=0.2, lw=0)
     axes.set_xscale("log")
     axes.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
