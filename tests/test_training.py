@@ -61,7 +61,8 @@ def test_resume_after_kill_is_bit_identical(tmp_path: Path, hdf5: Path) -> None:
 
     policy = replace(POLICY, network=replace(NETWORK, attention_dropout=0.2))
     config = replace(STEPS, steps=200, checkpoint_seconds=0.1)
-    run_training(hdf5, tmp_path / "whole", config, policy=policy)
+    at_once = replace(config, checkpoint_seconds=1000.0)
+    run_training(hdf5, tmp_path / "whole", at_once, policy=policy)
     killed = tmp_path / "killed"
     command = [
         sys.executable,
