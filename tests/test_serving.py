@@ -374,7 +374,8 @@ def test_a_seed_makes_an_episode_again() -> None:
 
 @CONNECTS_DIRECTLY
 def test_openpi_client_drives_pusht_as_in_process_evaluation(tmp_path: Path) -> None:
-    made, task = pusht_policy(), make_task("pusht")
+    made = pusht_policy(network=replace(NETWORK, action_blocks=1))
+    task = make_task("pusht")
     save_policy(made, tmp_path)
     environment = task.make()
     with served(made) as port:
@@ -826,6 +827,7 @@ def test_eight_clients_at_once_have_episodes_of_their_own() -> None:
     assert not errors
 
 
+@pytest.mark.usefixtures("tiny")
 def test_bench_serve_finds_no_mixed_up_replies(tmp_path: Path) -> None:
     path = tmp_path / "serve.json"
     options = ["--preset", "tiny", "--clients", "3", "--seconds", "1", "--json", str(path)]
