@@ -21,10 +21,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # With the real lerobot, in an environment of its own: Python 3.12, 6 GB.
 test-lerobot: $(LEROBOT)/.ready

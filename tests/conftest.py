@@ -1,5 +1,13 @@
 from __future__ import annotations
 
+import os
+
+# Before NumPy and torch are loaded: the tests run side by side, and a process that a test starts
+# would otherwise take a thread for every core, all of which then wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +20,7 @@ import torch
 from ebt_policy.config import (
     DESCENT_DEFAULTS,
     FORM_DEFAULTS,
+    PRESETS,
     NetworkConfig,
     PolicyConfig,
     StreamConfig,
@@ -85,6 +94,12 @@ def episodes(lengths: list[int], seed: int = 0) -> list[Episode]:
             )
         )
     return made
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset of this name with the network of the tests."""
+    monkeypatch.setitem(PRESETS, "tiny", replace(PRESETS["tiny"], network=NETWORK))
 
 
 @pytest.fixture

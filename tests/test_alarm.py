@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 
 from conftest import episodes, observations, policy
 from ebt_policy import load_policy, save_policy
+from ebt_policy.cli.main import main
 from ebt_policy.config import PolicyConfig, StreamConfig, TrainingConfig
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import write_robomimic
@@ -118,33 +118,31 @@ def test_an_alarm_is_kept_with_its_policy_and_no_other(tmp_path: Path) -> None:
         load_policy(tmp_path)
 
 
-def test_calibrate_by_command_then_eval_reports_alarms(tmp_path: Path) -> None:
+def test_calibrate_by_command_then_eval_reports_alarms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A threshold from demonstrations; what noise on the observations then does."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ebt_policy.cli.main", *arguments]
-        return subprocess.run(command, capture_output=True, text=True)
-
+    short = partialmethod(ObservationEnergy.fit, steps=500)
+    monkeypatch.setattr(ObservationEnergy, "fit", short)
     data, trained = str(tmp_path / "fork.hdf5"), tmp_path / "run"
-    assert run("collect", "planar/fork", "--episodes", "40", "--out", data).returncode == 0
-    result = run(
-        "train", "--data", data, "--policy", "regression", "--preset", "tiny", "--steps", "20",
-        "--out", str(trained), "--set", "training.validation_share=0.5",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    refused = run("calibrate", str(trained), "--data", data, "--imagine", "state")
-    assert "--imagine state: the policy observes state; it can imagine one of" in refused.stderr
-    refused = run("calibrate", str(trained), "--data", data, "--false-alarms", "0.01")
-    assert "20 successful episodes are too few for a rate of 0.01" in refused.stderr
+    assert main(["collect", "planar/fork", "--episodes", "40", "--out", data]) == 0
+    train = ["train", "--data", data, "--policy", "regression", "--preset", "tiny", "--steps", "20"]
+    halves = ["--set", "training.validation_share=0.5"]
+    assert main([*train, "--out", str(trained), *halves]) == 0
+    calibrate = ["calibrate", str(trained), "--data", data]
+    capsys.readouterr()
+    assert main([*calibrate, "--imagine", "state"]) == 2
+    refused = capsys.readouterr().err
+    assert "--imagine state: the policy observes state; it can imagine one of" in refused
+    assert main([*calibrate, "--false-alarms", "0.01"]) == 2
+    refused = capsys.readouterr().err
+    assert "20 successful episodes are too few for a rate of 0.01" in refused
     assert not (trained / ALARM_FILE).exists()
-    result = run("calibrate", str(trained), "--data", data)
-    assert result.returncode == 0, result.stderr
-    assert "from 20 held-out demonstrations of fork.hdf5" in result.stdout
-    result = run(
-        "eval", str(trained), "--task", "planar/fork+noise=0.2", "--episodes", "4", "--json",
-        str(tmp_path / "r.json"), "--workers", "1",
-    )  # fmt: skip
-    assert "alarm in 1.000" in result.stdout, result.stderr
+    assert main(calibrate) == 0
+    assert "from 20 held-out demonstrations of fork.hdf5" in capsys.readouterr().out
+    evaluate = ["eval", str(trained), "--task", "planar/fork+noise=0.2", "--episodes", "4"]
+    assert main([*evaluate, "--workers", "1", "--json", str(tmp_path / "r.json")]) == 0
+    assert "alarm in 1.000" in capsys.readouterr().out
     alarms = json.loads((tmp_path / "r.json").read_text())["alarms"]
     assert alarms["of_failures"]["episodes"] == 4
     assert alarms["of_failures"]["rate"] == 1

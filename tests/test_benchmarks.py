@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from ebt_policy.benchmarks.pages import Group, difference, render
 from ebt_policy.benchmarks.runner import missing_acts, read_lines, results_file
 from ebt_policy.benchmarks.stability import FACTORS, RATIO, SCALES
 from ebt_policy.benchmarks.study import LANDSCAPE, QUALITY, Act, Study
+from ebt_policy.cli.main import main
 from ebt_policy.config import DESCENT_DEFAULTS, DescentConfig, WindowConfig
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.energy_quality import energy_quality
@@ -409,11 +408,13 @@ def test_energy_quality_of_a_true_energy_and_of_a_blind_one(monkeypatch: Any) ->
     assert abs(found["spearman_smooth"][0]) < 0.2
 
 
+@pytest.mark.usefixtures("tiny")
 def test_cost_compares_every_method_with_diffusion_in_one_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     eager = {name: replace(method, compile=False) for name, method in METHODS.items()}
     monkeypatch.setattr(cost, "METHODS", eager)
+    monkeypatch.setattr(cost, "_WARMUP", 0)
     found = measure_cost("tiny", batch_size=2, rounds=2)
     assert set(found["methods"]) == set(METHODS)
     assert found["methods"]["diffusion"]["ratio"] == 1
@@ -423,24 +424,26 @@ def test_cost_compares_every_method_with_diffusion_in_one_run(
     assert found["methods"]["flow"]["batch_size"] == METHODS["flow"].batch_size == 128
 
 
-def test_bench_lists_what_is_missing_and_refuses_nonsense(tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ebt_policy.cli.main", "bench", "objectives"]
-        return subprocess.run(
-            [*command, *arguments, "--results", str(tmp_path)], capture_output=True, text=True
-        )
+def test_bench_lists_what_is_missing_and_refuses_nonsense(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listed(name: str) -> str:
+        own = ["--list", "--only", name, "--results", str(tmp_path)]
+        assert main(["bench", "objectives", *own]) == 0
+        return capsys.readouterr().out
 
     (cell,) = STUDY.cells(["pusht/206/regression/0"])
-    assert "missing 1 evaluation" in run("--list", "--only", cell.name).stdout
+    assert "missing 1 evaluation" in listed(cell.name)
     write_cost(tmp_path, ms=60_000.0)  # the 10 steps of ``line``
     (tmp_path / "pusht.jsonl").write_text(json.dumps(line(cell, "1 evaluation", [1.0])) + "\n")
-    assert f"{cell.name}: complete" in run("--list", "--only", cell.name).stdout
+    assert f"{cell.name}: complete" in listed(cell.name)
     for arguments, message in [
         (["--only", "nothing"], "--only nothing: matches no cell"),
-        (["--jobs", "0"], "--jobs: 0: it must be a whole number, at least 1"),
         (["--only", "pusht/206/mip/0", "--pusht", "nowhere"], "--pusht nowhere: no such data"),
         (["--render", "nowhere.md"], "--render nowhere.md: no such page"),
     ]:
-        result = run(*arguments)
-        assert result.returncode == 2
-        assert message in result.stderr
+        assert main(["bench", "objectives", *arguments, "--results", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "objectives", "--jobs", "0"])
+    assert "--jobs: 0: it must be a whole number, at least 1" in capsys.readouterr().err

@@ -32,6 +32,7 @@ def run(*arguments: str) -> int:
         return cast(int, stop.code)
 
 
+@pytest.mark.usefixtures("tiny")
 def test_from_collection_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, made = str(tmp_path / "reach.hdf5"), str(tmp_path / "run")
     task = "metaworld/drawer-open"

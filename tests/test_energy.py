@@ -241,7 +241,7 @@ def test_every_objective_learns_one_chunk(objective: Any, form: Any) -> None:
     batch = Batch(seen, chunk, torch.ones(16, 16, dtype=torch.bool))
     optimizer = torch.optim.AdamW(made.parameters(), 3e-3)
     losses = []
-    for _ in range(120):
+    for _ in range(60):
         loss = made(batch)
         optimizer.zero_grad()
         loss.backward()

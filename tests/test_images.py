@@ -262,7 +262,7 @@ def test_a_chunk_that_only_the_picture_tells_is_learnt(name: Any) -> None:
         return float(np.sqrt(np.mean((plan - target.numpy()) ** 2)))
 
     before = error()
-    for _ in range(150):
+    for _ in range(80):
         optimizer.zero_grad()
         made(batch).backward()
         optimizer.step()
@@ -617,7 +617,7 @@ def test_features_are_computed_by_one_process_at_a_time(
             while "another process computes features" not in capsys.readouterr().out:
                 assert not waiting.done()
             assert not list(tmp_path.glob("*.*16"))
-        assert waiting.result()["img"].any()
+        assert waiting.result(60)["img"].any()
 
 
 @pytest.mark.parametrize("backbone", ["dinov2"], indirect=True)
@@ -642,7 +642,10 @@ def test_a_camera_that_the_task_lacks_is_named(pusht_file: Path, tmp_path: Path)
         evaluate(Rollout(str(tmp_path), "pusht"), 1, 0, progress=False)
 
 
-def test_bench_encoders_tells_encoding_from_descent(tmp_path: Path) -> None:
+def test_bench_encoders_tells_encoding_from_descent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ebt_policy.benchmarks.encoders._WARMUP", 0)
     path = tmp_path / "encoders.json"
     command = ["bench", "encoders", "--preset", "tiny", "--rounds", "1", "--json", str(path)]
     assert main(command) == 0

@@ -83,6 +83,7 @@ def test_bare_loop_gives_what_diffusers_gives(sampler: str, steps: int) -> None:
     assert np.abs(shared.predict_chunk(seen, generators(2)).plan - found).max() < 1e-6
 
 
+@pytest.mark.usefixtures("tiny")
 def test_exported_diffusion_gives_what_its_policy_gives(tmp_path: Path) -> None:
     exported = ExportedChunk(Variant("diffusion", "ddpm", 100, loop="bare"), "tiny", tmp_path)
     random = np.random.default_rng(3)
@@ -97,6 +98,7 @@ def test_exported_diffusion_gives_what_its_policy_gives(tmp_path: Path) -> None:
     assert shared.files == exported.files
 
 
+@pytest.mark.usefixtures("tiny")
 def test_bench_latency_and_floor_write_their_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +106,8 @@ def test_bench_latency_and_floor_write_their_rows(
 
     monkeypatch.setattr(latency, "VARIANTS", VARIANTS[:1] + VARIANTS[-1:])
     monkeypatch.setattr("ebt_policy.benchmarks.throughput.RATIO_BATCH", 4)
+    monkeypatch.setattr("ebt_policy.benchmarks.throughput.UNROLLED_STEPS", 2)
+    monkeypatch.setattr("ebt_policy.benchmarks.floor._REPEATS", 3)
     arguments = ["--preset", "tiny", "--threads", "1", "--json"]
     measured = ["bench", "latency", "--rounds", "2", "--onnx", *arguments]
     assert main([*measured, str(tmp_path / "l.json")]) == 0
@@ -151,6 +155,7 @@ for variant in (Variant("ebt", "descent", 2, 3), Variant("diffusion", "ddim", 3)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_compiled_policies_act_as_before() -> None:
     """Apart from the run-time type checks of the tests, which a compiler cannot see through."""
     subprocess.run([sys.executable, "-c", COMPILED], check=True)

@@ -325,6 +325,7 @@ def test_data_of_other_actions_are_described_and_no_mixture(
     assert "no mixture: " in capsys.readouterr().out.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("tiny")
 def test_train_with_less_in_one_of_two_data_sets_and_roll_out(
     two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,7 +43,7 @@ def act(client: PolicyClient, step: int) -> np.ndarray:
     """One control step, long enough for a reply to come."""
     action = client.select_action(one(step))
     if client._asked is not None:
-        wait([client._asked])
+        wait([client._asked], 60)
     return action
 
 
@@ -96,7 +96,7 @@ def test_a_late_chunk_is_held_for_and_its_old_actions_are_left_out() -> None:
             assert np.allclose(client.select_action(one(step)), [usual[7][0], 0])
         server.open.set()
         assert client._asked is not None
-        wait([client._asked])
+        wait([client._asked], 60)
         assert np.allclose([act(client, step) for step in range(10, 13)], usual[10:13])
 
 
@@ -149,11 +149,11 @@ def test_server_killed_and_restarted_while_a_chunk_is_asked_for(tmp_path: Path) 
     ):
         found = [act(client, step) for step in range(13)]
         server.send_signal(signal.SIGKILL)
-        server.wait()
+        server.wait(60)
         found.append(client.select_action(one(13)))  # asks nobody
         with process(tmp_path, port=port):
             assert client._asked is not None
-            wait([client._asked])
+            wait([client._asked], 60)
             found += [act(client, step) for step in range(14, 30)]
     assert np.allclose(found, usual, atol=1e-4)
 
@@ -181,7 +181,7 @@ def test_bad_prefixes_are_refused_and_change_nothing(prefix: Any, message: str) 
     with served(made) as port, raw(port) as connection:
         ask(connection, one(0))
         connection.send(pack({**one(1), "prefix": prefix}))
-        refused = connection.recv()
+        refused = connection.recv(60)
         assert isinstance(refused, str)
         assert re.search(message, refused)
         window = {n: np.stack([one(0)[n], one(1)[n]])[None] for n in one()}

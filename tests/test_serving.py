@@ -73,14 +73,14 @@ def listening(server: PolicyServer) -> Iterator[int]:
             ready.set()
             await started.stop.wait()
 
-    thread = threading.Thread(target=lambda: asyncio.run(until_stopped()))
+    thread = threading.Thread(target=lambda: asyncio.run(until_stopped()), daemon=True)
     thread.start()
     assert ready.wait(60)
     try:
         yield started.port
     finally:
         started.loop.call_soon_threadsafe(started.stop.set)
-        thread.join()
+        thread.join(60)
 
 
 def served(made: Policy, api_key: str | None = None, **changes: Any) -> Any:
@@ -93,7 +93,7 @@ def served(made: Policy, api_key: str | None = None, **changes: Any) -> Any:
 def raw(port: int, **options: Any) -> Iterator[ClientConnection]:
     """A connection that sends any bytes; the metadata have been read."""
     with connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None, **options) as connection:
-        connection.recv()
+        connection.recv(60)
         yield connection
 
 
@@ -104,7 +104,7 @@ def one(seed: int = 0) -> dict[str, np.ndarray]:
 
 def ask(connection: ClientConnection, message: dict[str, Any]) -> dict[str, Any]:
     connection.send(pack(message))
-    reply = connection.recv()
+    reply = connection.recv(60)
     assert isinstance(reply, bytes), reply
     return unpack(reply)
 
@@ -374,7 +374,8 @@ def test_a_seed_makes_an_episode_again() -> None:
 
 @CONNECTS_DIRECTLY
 def test_openpi_client_drives_pusht_as_in_process_evaluation(tmp_path: Path) -> None:
-    made, task = pusht_policy(), make_task("pusht")
+    made = pusht_policy(network=replace(NETWORK, action_blocks=1))
+    task = make_task("pusht")
     save_policy(made, tmp_path)
     environment = task.make()
     with served(made) as port:
@@ -521,6 +522,7 @@ def test_malformed_messages_through_the_socket() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_thousand_malformed_messages_through_the_socket(tmp_path: Path) -> None:
     with process(tmp_path, "--max-mb", "0.2") as (server, port):
         abuse(port, 1000, check_every=100, seed=2)
@@ -642,7 +644,7 @@ def test_actions_that_are_not_numbers_are_never_sent() -> None:
         assert held["alarm"] is True
         assert np.array_equal(held["actions"], np.tile(first["actions"][-1], (8, 1)))
         connection.send(pack({**one(), "reset": True}))
-        assert "not finite" in connection.recv()
+        assert "not finite" in connection.recv(60)
 
 
 def test_an_observation_off_the_demonstrations_is_told_and_acted_on() -> None:
@@ -759,7 +761,7 @@ def process(
         yield server, int(line.split(" port ")[1].split(",")[0])
     finally:
         server.kill()
-        server.wait()
+        server.wait(60)
         server.stdout.close()
 
 
@@ -780,7 +782,7 @@ def test_server_killed_in_an_episode_and_restarted(tmp_path: Path) -> None:
     with process(tmp_path) as (server, port), PolicyClient(port=port) as client:
         found = [client.select_action(one(step)) for step in range(20)]
         server.send_signal(signal.SIGKILL)
-        server.wait()
+        server.wait(60)
         # The rest of the chunk needs no server; the next one waits for it.
         found += [client.select_action(one(step)) for step in range(20, 24)]
         with process(tmp_path, port=port) as (again, _):
@@ -804,7 +806,7 @@ def test_eight_clients_at_once_have_episodes_of_their_own() -> None:
         return chunks
 
     expected = {seed: in_process(seed) for seed in seeds}
-    together = threading.Barrier(8)
+    together = threading.Barrier(8, timeout=60)
 
     def robot(port: int, seed: int) -> None:
         with raw(port) as connection:
@@ -825,6 +827,7 @@ def test_eight_clients_at_once_have_episodes_of_their_own() -> None:
     assert not errors
 
 
+@pytest.mark.usefixtures("tiny")
 def test_bench_serve_finds_no_mixed_up_replies(tmp_path: Path) -> None:
     path = tmp_path / "serve.json"
     options = ["--preset", "tiny", "--clients", "3", "--seconds", "1", "--json", str(path)]

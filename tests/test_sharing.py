@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import close_session, constants
 
 from conftest import observations, policy
 from ebt_policy import load_policy, save_policy
+from ebt_policy.cli.main import main
 from ebt_policy.errors import UserError
 from ebt_policy.report.card import model_card
 
@@ -107,28 +106,28 @@ class Hub(BaseHTTPRequestHandler):
         self.do_GET()
 
 
+def be_the_hub(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """What setting HF_ENDPOINT does, which is read when huggingface_hub is imported."""
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + template)
+
+
 @pytest.fixture
-def hub() -> Iterator[tuple[dict[str, dict[str, bytes]], dict[str, str]]]:
-    """What the stand-in keeps, and the environment in which it is the Hub."""
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, dict[str, bytes]]]:
+    """What the stand-in keeps, while it is the Hub."""
     Hub.files = {}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": TOKEN,
-        "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1",
-    }  # fmt: skip
-    environment.pop("HF_HUB_OFFLINE", None)
-    yield Hub.files, environment
+    be_the_hub(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield Hub.files
+    close_session()
     server.shutdown()
     server.server_close()
-
-
-def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``ebt-policy`` as its own process: the Hub's address is read when it is imported."""
-    return subprocess.run(
-        [sys.executable, "-m", "ebt_policy.cli.main", *arguments], env=environment, text=True,
-        capture_output=True, timeout=120,
-    )  # fmt: skip
 
 
 def run(folder: Path) -> Path:
@@ -153,18 +152,17 @@ def run(folder: Path) -> Path:
     return folder
 
 
-def test_a_run_goes_to_the_hub_and_back(tmp_path: Path, hub: Any) -> None:
-    files, environment = hub
+def test_a_run_goes_to_the_hub_and_back(
+    tmp_path: Path, hub: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     there = run(tmp_path / "run")
-    pushed = command(environment, "push", str(there), "me/pushes")
-    assert pushed.returncode == 0, pushed.stderr
-    assert set(files["me/pushes"]) == {
+    assert main(["push", str(there), "me/pushes"]) == 0
+    assert set(hub["me/pushes"]) == {
         "README.md", "config.json", "model.safetensors", "training.json", "summary.json",
         "results/one.json",
     }  # fmt: skip
     back = tmp_path / "deep" / "back"
-    pulled = command(environment, "pull", "me/pushes", "--out", str(back))
-    assert pulled.returncode == 0, pulled.stderr
+    assert main(["pull", "me/pushes", "--out", str(back)]) == 0
     assert sorted(p.name for p in back.parent.iterdir()) == ["back"]
     assert (back / "results" / "one.json").exists()
     generator = [torch.Generator().manual_seed(0)]
@@ -173,33 +171,35 @@ def test_a_run_goes_to_the_hub_and_back(tmp_path: Path, hub: Any) -> None:
         for folder in (there, back)
     ]
     assert np.array_equal(chunks[0].plan, chunks[1].plan)
-    again = command(environment, "pull", "me/pushes", "--out", str(back))
-    assert again.returncode == 2
-    assert "exists already" in again.stderr
+    assert main(["pull", "me/pushes", "--out", str(back)]) == 2
+    assert "exists already" in capsys.readouterr().err
 
 
-def test_mistakes_are_told_in_one_line(tmp_path: Path, hub: Any) -> None:
-    files, environment = hub
-    there = run(tmp_path / "run")
-    files["me/other"] = {"README.md": b"a cat", "model.safetensors": b""}
-    nobody = environment | {"HF_TOKEN": "hf_wrong"}
-    nowhere = environment | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
-    out = str(tmp_path / "out")
-    for known, arguments, message in [
-        (environment, ("pull", "me/none", "--out", out), "me/none"),
-        (environment, ("pull", "me/other", "--out", out), "me/other"),
-        (environment, ("push", str(there), "a b/c"), "a b/c"),
-        (environment, ("push", str(tmp_path), "me/pushes"), "config.json"),
-        (nobody, ("push", str(there), "me/pushes"), "401"),
-        (nowhere, ("pull", "me/pushes", "--out", out), "me/pushes"),
-    ]:
-        found = command(known, *arguments)
-        assert found.returncode == 2, (arguments, found.stderr)
-        assert message in found.stderr, arguments
-        assert "Traceback" not in found.stderr
-        assert not Path(out).exists()
+def test_mistakes_are_told_in_one_line(
+    tmp_path: Path, hub: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, out = run(tmp_path / "run"), tmp_path / "out"
+    hub["me/other"] = {"README.md": b"a cat", "model.safetensors": b""}
+
+    def refused(message: str, *arguments: str) -> None:
+        capsys.readouterr()
+        assert main(arguments) == 2
+        told = capsys.readouterr().err
+        assert message in told, arguments
+        assert "Traceback" not in told
+        assert not out.exists()
         assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    assert "me/pushes" not in files
+
+    refused("me/none", "pull", "me/none", "--out", str(out))
+    refused("me/other", "pull", "me/other", "--out", str(out))
+    refused("a b/c", "push", str(there), "a b/c")
+    refused("config.json", "push", str(tmp_path), "me/pushes")
+    with monkeypatch.context() as patched:
+        patched.setenv("HF_TOKEN", "hf_wrong")
+        refused("401", "push", str(there), "me/pushes")
+    be_the_hub(monkeypatch, "http://127.0.0.1:9")
+    refused("me/pushes", "pull", "me/pushes", "--out", str(out))
+    assert "me/pushes" not in hub
 
 
 def test_the_card_tells_data_results_and_limits(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_all_three_are_measured_of_both_policies(
     )  # fmt: skip
     monkeypatch.setattr(stability, "make_task", lambda _: knowing)
     monkeypatch.setattr(stability, "NUDGE", 0.0)
+    monkeypatch.setattr(stability, "_divergence", lambda *_: {})
     monkeypatch.setattr(stability, "_growth", lambda _, plain, nudged: [
         np.array_equal(one.windows[-1]["state"], other.windows[-1]["state"])
         for one, other in zip(plain, nudged, strict=True)

@@ -68,12 +68,15 @@ def test_memory_of_unrolled_does_not_grow_with_its_steps() -> None:
     assert kept[0] == kept[1] > 0
 
 
+@pytest.mark.usefixtures("tiny")
 def test_bench_train_writes_rows_and_ratios(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ebt_policy.benchmarks.throughput as throughput
 
     monkeypatch.setattr(throughput, "RATIO_BATCH", 4)
+    monkeypatch.setattr(throughput, "UNROLLED_STEPS", 2)
+    monkeypatch.setattr("ebt_policy.benchmarks.floor._REPEATS", 3)
     monkeypatch.setattr(throughput, "peak_mb", lambda *_: 100.0)
     path = tmp_path / "train.json"
     arguments = ["--batch-sizes", "2", "4", "--rounds", "1", "--json", str(path)]
@@ -106,6 +109,7 @@ def test_repeated_demonstrations_are_the_same_ones_again(hdf5: Path) -> None:
         assert np.array_equal(found, np.concatenate([values[80:], values, values[:20]]))
 
 
+@pytest.mark.usefixtures("tiny")
 def test_bench_loading_writes_rates_and_memory(tmp_path: Path, hdf5: Path) -> None:
     path = tmp_path / "loading.json"
     arguments = ["--data", str(hdf5), "--batch-size", "8", "--rounds", "3", "--json", str(path)]
