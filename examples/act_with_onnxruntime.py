@@ -54,6 +54,8 @@ class OnnxPolicy:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python act_with_onnxruntime.py POLICY.onnx")
     policy = OnnxPolicy(sys.argv[1])
     still = {name: np.zeros(shape[2:]) for name, shape in policy.about["streams"].items()}
     took = []

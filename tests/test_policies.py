@@ -217,6 +217,12 @@ def test_bad_observations_are_named(change: str, message: str) -> None:
         policy().predict_chunk(wrong(change))
 
 
+def test_text_for_numbers_is_named() -> None:
+    seen = {"state": "left", "extra": np.zeros((2, 3))}
+    with pytest.raises(UserError, match="observation 'state' is no array of numbers"):
+        policy().select_action(seen)
+
+
 def test_loading_is_strict(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json: no such file"):
         load_policy(tmp_path)

@@ -514,8 +514,13 @@ class Policy(nn.Module):
         """The streams that an observation has, and those that it must have.
 
         Raises:
-            UserError: there are none.
+            UserError: there are none, or it is no mapping.
         """
+        if not isinstance(observation, Mapping):
+            raise UserError(
+                f"an observation is a mapping of streams, not a {type(observation).__name__}; the "
+                f"policy was trained on {', '.join(self.stream_names)}"
+            )
         missing = [n for n in self.config.may_be_missing if observation.get(n) is None]
         present = [name for name in self.stream_names if name not in missing]
         if not present:
@@ -543,7 +548,10 @@ class Policy(nn.Module):
         if encoder is not None and np.asarray(value).dtype.kind not in "fiu":
             value = embed_all(np.asarray(value), encoder)
         is_image = name in self.config.cameras
-        array = np.asarray(value, dtype=None if is_image else np.float32)
+        try:
+            array = np.asarray(value, dtype=None if is_image else np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"observation {name!r} is no array of numbers: {error}") from error
         expected = (*leading, *self.config.streams[name].shape)
         fits = len(array.shape) == len(expected) and all(
             want is None or want == got for want, got in zip(expected, array.shape, strict=True)
