@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from conftest import NETWORK, episodes, generators
 from ebt_policy import load_policy
+from ebt_policy.cli.main import main
 from ebt_policy.config import DESCENT_DEFAULTS, PolicyConfig, StreamConfig, TrainingConfig
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import Episode, write_robomimic
@@ -92,6 +93,43 @@ def test_resume_after_kill_is_bit_identical(tmp_path: Path, hdf5: Path) -> None:
     assert steps == [
         record["step"] for record in read_metrics(tmp_path / "whole") if "loss" in record
     ]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_ctrl_c_saves_the_step_and_a_second_one_ends_at_once(
+    tmp_path: Path, hdf5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ebt_policy.training.trainer import Trainer
+
+    plain = Trainer.one_step
+    signals = 1
+
+    def interrupted(trainer: Trainer, progress: float) -> tuple[float, float, float]:
+        if trainer.step == 3:
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGINT)
+        return plain(trainer, progress)
+
+    def command(run: Path) -> list[str]:
+        start = ["train", "--data", str(hdf5), "--preset", "tiny", "--batch-size", "8"]
+        return [*start, "--steps", "6", "--out", str(run)]
+
+    once, twice, whole = tmp_path / "once", tmp_path / "twice", tmp_path / "whole"
+    assert main(command(whole)) == 0
+    monkeypatch.setattr(Trainer, "one_step", interrupted)
+    capsys.readouterr()
+    assert main(command(once)) == 1
+    said = "interrupted at step 4; continue with the same command and --resume"
+    assert capsys.readouterr().err.endswith(f"{said}\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signals = 2
+    assert main(command(twice)) == 1
+    assert capsys.readouterr().err.endswith("ebt-policy: interrupted\n")
+    assert not checkpoint_folders(twice)
+    monkeypatch.setattr(Trainer, "one_step", plain)
+    assert main([*command(once), "--resume"]) == 0
+    made, expected = (load_file(run / "model.safetensors") for run in (once, whole))
+    assert all(torch.equal(made[name], expected[name]) for name in expected)
 
 
 def test_a_run_leaves_what_a_user_needs(tmp_path: Path, hdf5: Path) -> None:

@@ -16,6 +16,8 @@ import json
 import math
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,6 +86,7 @@ def train(
     Raises:
         UserError: the folder holds another run, data do not fit, the loss becomes NaN, or the
             disk is full.
+        KeyboardInterrupt: after Ctrl-C; says at which step, where a checkpoint was saved.
     """
     return Trainer(demonstrations, policy_config, config, run, resume).train()
 
@@ -247,6 +250,7 @@ class Trainer:
             self.windows.observations |= {n: torch.from_numpy(v) for n, v in kept.items()}
         self._mark = self.clock()
         self.logger: Any = None
+        self._interrupted = False
 
     # -- time ----------------------------------------------------------------------------
 
@@ -293,7 +297,7 @@ class Trainer:
         progress = self._progress()
         validated = math.floor(progress * _VALIDATIONS)
         began, began_step = self.seconds, self.step
-        with tqdm(
+        with self._interruptible(), tqdm(
             total=100, desc=self.policy.config.policy, unit="%", disable=not main,
             mininterval=1.0, bar_format=_BAR,
         ) as bar:  # fmt: skip
@@ -321,10 +325,12 @@ class Trainer:
                     with self._uncounted():
                         self._validate()
                 due = time.perf_counter() - saved_at >= self.config.checkpoint_seconds
-                if self._agreed(due):
+                if self._agreed(due or self._interrupted):
                     with self._uncounted():
                         self._checkpoint()
                     saved_at = time.perf_counter()
+                if self._interrupted:
+                    raise KeyboardInterrupt(f"at step {self.step}")
         self._count()
         self._checkpoint()
         if main:
@@ -332,6 +338,27 @@ class Trainer:
             shutil.rmtree(self.run / ARRAYS_FOLDER)
         self.accelerator.end_training()
         return self.ema
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C lets the step end, for the run to be saved; a second one ends it at once."""
+        usual = signal.default_int_handler
+        is_usual = signal.getsignal(signal.SIGINT) is usual
+        # Several processes are told twice, by the terminal and by what started them.
+        alone = self.accelerator.num_processes == 1
+        if not (alone and is_usual and threading.current_thread() is threading.main_thread()):
+            yield
+            return
+
+        def interrupt(*_: Any) -> None:
+            self._interrupted = True
+            signal.signal(signal.SIGINT, usual)
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, usual)
 
     def one_step(self, progress: float) -> tuple[float, float, float]:
         """One optimiser step, ``progress`` of the run done; loss, gradient norm, learning rate."""
