@@ -196,6 +196,15 @@ def test_existing_run_is_not_overwritten_and_settings_do_not_change(
         run_training(hdf5, run, replace(FEW, batch_size=16), resume=True)
     with pytest.raises(UserError, match="form is 'scalar' now, but 'residual' in"):
         run_training(hdf5, run, policy=replace(POLICY, form="scalar"), resume=True)
+    shorter = replace(POLICY, windows=replace(POLICY.windows, horizon=12))
+    with pytest.raises(UserError, match=r"windows\.horizon is 12 now, but 16 in"):
+        run_training(hdf5, run, policy=shorter, resume=True)
+    angled = replace(POLICY, streams={"state": StreamConfig((3,), angles=(2,))})
+    with pytest.raises(UserError, match=r"streams\.state\.angles is \(2,\) now, but \(\) in"):
+        run_training(hdf5, run, policy=angled, resume=True)
+    more = replace(POLICY, streams={**POLICY.streams, "more": StreamConfig((3,))})
+    with pytest.raises(UserError, match=r"streams are state, more now, but state in"):
+        run_training(hdf5, run, policy=more, resume=True)
     other = tmp_path / "other.hdf5"
     write_robomimic(other, episodes([20, 25, 30, 15], seed=1), "toy", {})
     with pytest.raises(UserError, match="was trained on other data"):
@@ -276,6 +285,13 @@ def test_unwritable_run_folder(tmp_path: Path, hdf5: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):
         run_training(hdf5, tmp_path / "file/run")
+
+
+def test_a_chunk_longer_than_every_episode_is_refused(tmp_path: Path, hdf5: Path) -> None:
+    longer = replace(POLICY, windows=replace(POLICY.windows, horizon=31))
+    with pytest.raises(UserError, match=r"windows\.horizon = 31: the longest .* has 30 steps"):
+        run_training(hdf5, tmp_path / "run", policy=longer)
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_step_episodes_and_a_constant_action_train(tmp_path: Path) -> None:

@@ -483,6 +483,10 @@ def _train(options: argparse.Namespace) -> None:
             f"{demonstrations.path.name}: {demonstrations.episodes} episodes, "
             f"{demonstrations.steps} steps; observing {', '.join(policy_config.streams)}"
         )
+        hidden = [key for key in demonstrations.observations if key not in policy_config.streams]
+        if hidden and options.obs is None:
+            them = "it" if len(hidden) == 1 else "them"
+            print(f"not shown: {', '.join(hidden)} (name {them} in --obs)")
         _print_sentences(demonstrations, policy_config)
         if lacking := missing(demonstrations, policy_config.streams):
             masked = "what is missing is masked out, in training and in acting"

@@ -32,7 +32,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import Tensor
 from tqdm import tqdm
 
-from ebt_policy.config import PolicyConfig, TrainingConfig, from_json, to_json
+from ebt_policy.config import PolicyConfig, TrainingConfig, WindowConfig, from_json, to_json
 from ebt_policy.demonstrations import Demonstrations
 from ebt_policy.errors import UserError
 from ebt_policy.policies import make_policy
@@ -99,14 +99,27 @@ def check_same_settings(kind: type, path: Path, given: Any) -> None:
     """
     if not path.exists():
         raise UserError(f"--resume: {path} is missing; {path.parent} is no run of ebt-policy train")
-    saved: Any = from_json(kind, path.read_text(), str(path))
+    found = _difference(from_json(kind, path.read_text(), str(path)), given)
+    if found is not None:
+        raise UserError(f"--resume: {found} in {path}; give the same settings, or another --out")
+
+
+def _difference(saved: Any, given: Any, prefix: str = "") -> str | None:
+    """The first setting that differs, in words that end with its saved value."""
     for field in dataclasses.fields(given):
+        name = prefix + field.name
         before, now = getattr(saved, field.name), getattr(given, field.name)
-        if before != now:
-            raise UserError(
-                f"--resume: {field.name} is {now!r} now, but {before!r} in {path}; "
-                "give the same settings, or another --out"
-            )
+        if before == now:
+            continue
+        if isinstance(now, dict):
+            if before.keys() != now.keys():
+                return f"{name} are {', '.join(now)} now, but {', '.join(before)}"
+            key = next(key for key in now if before[key] != now[key])
+            name, before, now = f"{name}.{key}", before[key], now[key]
+        if dataclasses.is_dataclass(now):
+            return _difference(before, now, f"{name}.")
+        return f"{name} is {now!r} now, but {before!r}"
+    return None
 
 
 def check_compiler(device: torch.device, asked_by: str) -> None:
@@ -180,6 +193,13 @@ class Trainer:
             raise UserError(
                 f"--weights: {len(config.weights)} of them; it takes one for each of several --data"
             )
+        longest = int(np.diff(demonstrations.episode_ends, prepend=0).max())
+        horizon = policy_config.windows.horizon
+        if horizon > max(longest, WindowConfig.horizon):  # short episodes are padded to that
+            raise UserError(
+                f"windows.horizon = {horizon}: the longest episode of {demonstrations.path} has "
+                f"{longest} steps"
+            )
         if config.compile:
             check_compiler(self.device, "training.compile = true")
         torch.manual_seed(config.seed)
@@ -209,6 +229,11 @@ class Trainer:
         still = (policy.action_normaliser.moves == 0).nonzero().flatten().tolist()
         if still and self.accelerator.is_main_process:
             print(f"constant action dimensions, kept at their value: {still}")
+        named = zip(policy.stream_names, policy.stream_normalisers, strict=True)
+        numbers = [(n, norm) for n, norm in named if policy_config.streams[n].kind == "numbers"]
+        constant = [name for name, normaliser in numbers if not normaliser.moves.any()]
+        if constant and self.accelerator.is_main_process:
+            print(f"constant observations, which tell nothing: {', '.join(constant)}")
         shares = None
         if config.weights:
             part_ends = np.cumsum([part.steps for part in demonstrations.parts])
