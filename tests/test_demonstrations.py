@@ -190,6 +190,15 @@ def test_hdf5_with_unequal_lengths_shapes_or_nothing(tmp_path: Path, hdf5: Path)
         file["data/demo_2/obs/state"] = np.zeros((30, 4))
     with pytest.raises(UserError, match=r"demo_2: state has shape \(4,\) per step, but \(3,\)"):
         open_demonstrations(hdf5)
+    with h5py.File(hdf5, "a") as file:
+        del file["data/demo_2/obs/state"]
+    with pytest.raises(UserError, match="data/demo_2/obs/state is missing; data/demo_0 has it"):
+        open_demonstrations(hdf5)
+    with h5py.File(hdf5, "a") as file:
+        file["data/demo_2/obs/state"] = np.zeros((30, 3))
+        file["data/demo_1/obs/more"] = np.zeros((25, 1))
+    with pytest.raises(UserError, match="data/demo_0/obs/more is missing; data/demo_1 has it"):
+        open_demonstrations(hdf5)
     empty = tmp_path / "empty.hdf5"
     write_robomimic(empty, [], "toy", {})
     with pytest.raises(UserError, match="the data set is empty"):
