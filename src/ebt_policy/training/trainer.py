@@ -57,6 +57,7 @@ from ebt_policy.training.files import (
     parse_record,
 )
 from ebt_policy.windows.arrays import map_arrays, store_arrays
+from ebt_policy.windows.normaliser import Normaliser
 from ebt_policy.windows.windows import BatchOrder, Windows, split_episodes, window_shares
 
 _LOG_STEPS = 50
@@ -230,8 +231,13 @@ class Trainer:
         if still and self.accelerator.is_main_process:
             print(f"constant action dimensions, kept at their value: {still}")
         named = zip(policy.stream_names, policy.stream_normalisers, strict=True)
-        numbers = [(n, norm) for n, norm in named if policy_config.streams[n].kind == "numbers"]
-        constant = [name for name, normaliser in numbers if not normaliser.moves.any()]
+        constant = [
+            name
+            for name, normaliser in named
+            if isinstance(normaliser, Normaliser)
+            and policy_config.streams[name].kind == "numbers"
+            and not normaliser.moves.any()
+        ]
         if constant and self.accelerator.is_main_process:
             print(f"constant observations, which tell nothing: {', '.join(constant)}")
         shares = None
