@@ -179,8 +179,9 @@ def _check_enough(held_out: int, trained: int, rate: float) -> None:
     if 2 * least <= total:
         share = math.ceil(100 * least / total) / 100
         ways.append(f"train with --set training.validation_share={share:g}")
+    counted = "1 held-out episode is" if held_out == 1 else f"{held_out} held-out episodes are"
     raise UserError(
-        f"{held_out} held-out episodes are too few for a rate of {rate} false alarms; it takes "
+        f"{counted} too few for a rate of {rate} false alarms; it takes "
         f"{least} or more; give {', or '.join(ways)}"
     )
 
