@@ -136,7 +136,8 @@ def test_calibrate_by_command_then_eval_reports_alarms(
     assert "--imagine state: the policy observes state; it can imagine one of" in refused
     assert main([*calibrate, "--false-alarms", "0.01"]) == 2
     refused = capsys.readouterr().err
-    assert "20 successful episodes are too few for a rate of 0.01" in refused
+    assert "20 held-out episodes are too few for a rate of 0.01" in refused
+    assert "; give --task, or --false-alarms 0.05 or more\n" in refused
     assert not (trained / ALARM_FILE).exists()
     assert main(calibrate) == 0
     assert "from 20 held-out demonstrations of fork.hdf5" in capsys.readouterr().out
@@ -168,6 +169,36 @@ def test_calibrate_gives_up_on_a_policy_that_hardly_succeeds(
     assert len(found) == 60
     both = alarmed([0.0]).predict_chunk(observations(1, seed=0)).score.tolist()
     assert found[0] >= both[0]
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("share", "options", "message"),
+    [
+        (
+            "0.2", [],
+            "10 held-out episodes are too few for a rate of 0.05 false alarms; it takes 19 or "
+            "more; give --task, or --false-alarms 0.1 or more, or train with "
+            "--set training.validation_share=0.38",
+        ),
+        ("0", ["--false-alarms", "0.03"], "takes 33 or more; give --task"),
+        (
+            "0", ["--task", "planar/fork", "--episodes", "18"],
+            "--episodes 18: a rate of 0.05 false alarms takes 19 or more",
+        ),
+    ],
+)  # fmt: skip
+def test_calibrate_tells_what_would_be_enough_before_it_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    share: str, options: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(calibration, "learn_observations", None)
+    data, trained = str(tmp_path / "data.hdf5"), str(tmp_path / "run")
+    write_robomimic(Path(data), episodes([8] * 50), "point", {})
+    train = ["train", "--data", data, "--policy", "regression", "--preset", "tiny", "--steps", "1"]
+    assert main([*train, "--set", f"training.validation_share={share}", "--out", trained]) == 0
+    assert main(["calibrate", trained, "--data", data, *options]) == 2
+    assert capsys.readouterr().err.endswith(f"{message}\n")
 
 
 def test_calibrate_needs_the_demonstrations_of_the_policy(tmp_path: Path) -> None:

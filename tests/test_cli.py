@@ -150,6 +150,27 @@ def test_broken_data_stops_training_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("tiny")
+def test_train_tells_what_it_does_not_show_and_what_tells_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = episodes([20, 20])
+    for episode in made:
+        episode.observations["const"] = np.ones((20, 2), np.float32)
+        episode.observations["cam"] = np.zeros((20, 8, 8, 3), np.uint8)
+    data = tmp_path / "cam.hdf5"
+    write_robomimic(data, made, "toy", {})
+    train = ["train", "--data", str(data), "--preset", "tiny", "--policy", "regression"]
+    assert run(*train, "--steps", "1", "--out", str(tmp_path / "a")) == 0
+    said = capsys.readouterr().out
+    assert "observing const, state\nnot shown: cam (name it in --obs)\n" in said
+    assert "constant observations, which tell nothing: const\n" in said
+    assert run(*train, "--obs", "state", "--steps", "1", "--out", str(tmp_path / "b")) == 0
+    said = capsys.readouterr().out
+    assert "not shown" not in said
+    assert "constant observations" not in said
+
+
 def test_durations() -> None:
     assert [parse_duration(text) for text in ("90s", "30m", "1.5h")] == [90, 1800, 5400]
     for text in ("30", "m", "0s", "-3m", "1d", "1e3s"):

@@ -179,6 +179,27 @@ def test_inconsistent_zarr(tmp_path: Path, change: Any, message: str) -> None:
         open_demonstrations(write_zarr(tmp_path / "bad.zarr", change))
 
 
+def test_data_info_names_what_train_refuses_or_pads(tmp_path: Path) -> None:
+    made = episodes([20, 15])
+    for episode in made:
+        length = len(episode.actions)
+        episode.observations |= {
+            "chw": np.zeros((length, 3, 8, 8), np.uint8),
+            "unit": np.zeros((length, 8, 8, 3), np.float32),
+            "whole": np.full((length, 8, 8, 3), 7.0, np.float32),
+        }
+    made[1].observations["unit"][2, 0, 0] = 0.5
+    write_robomimic(tmp_path / "d.hdf5", made, "toy", {})
+    summary = inspect(open_demonstrations(tmp_path / "d.hdf5"), progress=False)
+    said = "2 (15-20 steps each; 1 shorter than a chunk of 16, which is padded)"
+    assert said in summary.text()
+    assert [problem for problem in summary.problems if "constant" not in problem] == [
+        "chw: shape (3, 8, 8) is neither numbers nor an RGB image (H, W, 3); train refuses it",
+        "unit: 3 values are no whole numbers from 0 to 255, the first in episode 1, step 2; train "
+        "refuses such an image",
+    ]
+
+
 def test_hdf5_with_unequal_lengths_shapes_or_nothing(tmp_path: Path, hdf5: Path) -> None:
     with h5py.File(hdf5, "a") as file:
         del file["data/demo_2/obs/state"]
@@ -189,6 +210,15 @@ def test_hdf5_with_unequal_lengths_shapes_or_nothing(tmp_path: Path, hdf5: Path)
         del file["data/demo_2/obs/state"]
         file["data/demo_2/obs/state"] = np.zeros((30, 4))
     with pytest.raises(UserError, match=r"demo_2: state has shape \(4,\) per step, but \(3,\)"):
+        open_demonstrations(hdf5)
+    with h5py.File(hdf5, "a") as file:
+        del file["data/demo_2/obs/state"]
+    with pytest.raises(UserError, match="data/demo_2/obs/state is missing; data/demo_0 has it"):
+        open_demonstrations(hdf5)
+    with h5py.File(hdf5, "a") as file:
+        file["data/demo_2/obs/state"] = np.zeros((30, 3))
+        file["data/demo_1/obs/more"] = np.zeros((25, 1))
+    with pytest.raises(UserError, match="data/demo_0/obs/more is missing; data/demo_1 has it"):
         open_demonstrations(hdf5)
     empty = tmp_path / "empty.hdf5"
     write_robomimic(empty, [], "toy", {})

@@ -70,7 +70,7 @@ def test_a_nudge_is_of_its_size_and_of_the_first_action_alone() -> None:
         ("planar/fork+noise=nan", "nan is out of range"),
         ("planar/fork+mass=0", "0 is out of range"),
         ("metaworld/reach+delay=1.5", "a delay is a whole number"),
-        ("pusht+delay=1", "no action of this task is known to be no movement"),
+        ("pusht+noise=1+delay=1", "delay needs an action that is no movement"),
         ("planar/fork+drop=1", r"drop takes no strength"),
     ],
 )

@@ -198,7 +198,9 @@ def test_mistakes_are_told_in_one_line(
         patched.setenv("HF_TOKEN", "hf_wrong")
         refused("401", "push", str(there), "me/pushes")
     be_the_hub(monkeypatch, "http://127.0.0.1:9")
-    refused("me/pushes", "pull", "me/pushes", "--out", str(out))
+    unreached = "me/pushes: the Hub, http://127.0.0.1:9, cannot be reached ("
+    refused(unreached, "pull", "me/pushes", "--out", str(out))
+    refused(unreached, "push", str(there), "me/pushes")
     assert "me/pushes" not in hub
 
 

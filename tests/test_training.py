@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from conftest import NETWORK, episodes, generators
 from ebt_policy import load_policy
+from ebt_policy.cli.main import main
 from ebt_policy.config import DESCENT_DEFAULTS, PolicyConfig, StreamConfig, TrainingConfig
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import Episode, write_robomimic
@@ -94,6 +95,43 @@ def test_resume_after_kill_is_bit_identical(tmp_path: Path, hdf5: Path) -> None:
     ]
 
 
+@pytest.mark.usefixtures("tiny")
+def test_ctrl_c_saves_the_step_and_a_second_one_ends_at_once(
+    tmp_path: Path, hdf5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ebt_policy.training.trainer import Trainer
+
+    plain = Trainer.one_step
+    signals = 1
+
+    def interrupted(trainer: Trainer, progress: float) -> tuple[float, float, float]:
+        if trainer.step == 3:
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGINT)
+        return plain(trainer, progress)
+
+    def command(run: Path) -> list[str]:
+        start = ["train", "--data", str(hdf5), "--preset", "tiny", "--batch-size", "8"]
+        return [*start, "--steps", "6", "--out", str(run)]
+
+    once, twice, whole = tmp_path / "once", tmp_path / "twice", tmp_path / "whole"
+    assert main(command(whole)) == 0
+    monkeypatch.setattr(Trainer, "one_step", interrupted)
+    capsys.readouterr()
+    assert main(command(once)) == 1
+    said = "interrupted at step 4; continue with the same command and --resume"
+    assert capsys.readouterr().err.endswith(f"{said}\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signals = 2
+    assert main(command(twice)) == 1
+    assert capsys.readouterr().err.endswith("ebt-policy: interrupted\n")
+    assert not checkpoint_folders(twice)
+    monkeypatch.setattr(Trainer, "one_step", plain)
+    assert main([*command(once), "--resume"]) == 0
+    made, expected = (load_file(run / "model.safetensors") for run in (once, whole))
+    assert all(torch.equal(made[name], expected[name]) for name in expected)
+
+
 def test_a_run_leaves_what_a_user_needs(tmp_path: Path, hdf5: Path) -> None:
     run = tmp_path / "run"
     made = run_training(hdf5, run, STEPS)
@@ -158,6 +196,15 @@ def test_existing_run_is_not_overwritten_and_settings_do_not_change(
         run_training(hdf5, run, replace(FEW, batch_size=16), resume=True)
     with pytest.raises(UserError, match="form is 'scalar' now, but 'residual' in"):
         run_training(hdf5, run, policy=replace(POLICY, form="scalar"), resume=True)
+    shorter = replace(POLICY, windows=replace(POLICY.windows, horizon=12))
+    with pytest.raises(UserError, match=r"windows\.horizon is 12 now, but 16 in"):
+        run_training(hdf5, run, policy=shorter, resume=True)
+    angled = replace(POLICY, streams={"state": StreamConfig((3,), angles=(2,))})
+    with pytest.raises(UserError, match=r"streams\.state\.angles is \(2,\) now, but \(\) in"):
+        run_training(hdf5, run, policy=angled, resume=True)
+    more = replace(POLICY, streams={**POLICY.streams, "more": StreamConfig((3,))})
+    with pytest.raises(UserError, match=r"streams are state, more now, but state in"):
+        run_training(hdf5, run, policy=more, resume=True)
     other = tmp_path / "other.hdf5"
     write_robomimic(other, episodes([20, 25, 30, 15], seed=1), "toy", {})
     with pytest.raises(UserError, match="was trained on other data"):
@@ -238,6 +285,13 @@ def test_unwritable_run_folder(tmp_path: Path, hdf5: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):
         run_training(hdf5, tmp_path / "file/run")
+
+
+def test_a_chunk_longer_than_every_episode_is_refused(tmp_path: Path, hdf5: Path) -> None:
+    longer = replace(POLICY, windows=replace(POLICY.windows, horizon=31))
+    with pytest.raises(UserError, match=r"windows\.horizon = 31: the longest .* has 30 steps"):
+        run_training(hdf5, tmp_path / "run", policy=longer)
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_step_episodes_and_a_constant_action_train(tmp_path: Path) -> None:

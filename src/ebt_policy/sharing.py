@@ -93,7 +93,8 @@ def _hub(repository: str) -> Iterator[None]:
     Raises:
         UserError: it is.
     """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     # What the transport raises is the base of what the Hub answers.
     transport: Any = HfHubHTTPError.__mro__[1]
@@ -101,4 +102,8 @@ def _hub(repository: str) -> Iterator[None]:
         yield
     except (HFValidationError, transport, OSError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        is_answer = isinstance(error, HfHubHTTPError) or not isinstance(error, transport)
+        # What a download makes of no answer: that no copy is kept here either.
+        if not is_answer or isinstance(error, LocalEntryNotFoundError):
+            reason = f"the Hub, {constants.ENDPOINT}, cannot be reached ({reason})"
         raise UserError(f"{repository}: {reason}") from error

@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print("ebt-policy: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(" ".join(["ebt-policy: interrupted", *interruption.args]), file=sys.stderr)
         return 1
     return 0
 
@@ -483,11 +483,21 @@ def _train(options: argparse.Namespace) -> None:
             f"{demonstrations.path.name}: {demonstrations.episodes} episodes, "
             f"{demonstrations.steps} steps; observing {', '.join(policy_config.streams)}"
         )
+        hidden = [key for key in demonstrations.observations if key not in policy_config.streams]
+        if hidden and options.obs is None:
+            them = "it" if len(hidden) == 1 else "them"
+            print(f"not shown: {', '.join(hidden)} (name {them} in --obs)")
         _print_sentences(demonstrations, policy_config)
         if lacking := missing(demonstrations, policy_config.streams):
             masked = "what is missing is masked out, in training and in acting"
             print(f"{lacking}: {masked}", file=sys.stderr)
-    train(demonstrations, policy_config, training_config, Path(options.out), options.resume)
+    try:
+        train(demonstrations, policy_config, training_config, Path(options.out), options.resume)
+    except KeyboardInterrupt as interruption:
+        if interruption.args:  # the run was saved
+            hint = "continue with the same command and --resume"
+            raise KeyboardInterrupt(f"{interruption}; {hint}") from None
+        raise
     if speaks:
         print(f"{options.out}: done; next: ebt-policy eval {options.out} --task …")
 

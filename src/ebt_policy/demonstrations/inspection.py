@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
+from ebt_policy.config import WindowConfig, is_image
 from ebt_policy.demonstrations.base import Demonstrations, constant_dimensions, episode_of_step
 from ebt_policy.demonstrations.zarr_buffer import ZarrDemonstrations
 from ebt_policy.errors import UserError
@@ -42,6 +43,7 @@ class Summary:
     keys: list[KeySummary]
     tasks: Sequence[str] = ()
     faults: Sequence[str] = ()
+    short: int = 0  # episodes that are shorter than the chunk of a policy by default
 
     @property
     def problems(self) -> list[str]:
@@ -52,10 +54,12 @@ class Summary:
     def text(self) -> str:
         """The summary for a terminal."""
         rate = f"{self.rate:g} Hz" if self.rate else "not stated in the file"
+        chunk = f"{self.short} shorter than a chunk of {WindowConfig.horizon}, which is padded"
+        each = "steps each" + (f"; {chunk}" if self.short else "")
         lines = [
             f"{self.path}",
             f"  format    {self.format}",
-            f"  episodes  {self.episodes} ({self.shortest}-{self.longest} steps each)",
+            f"  episodes  {self.episodes} ({self.shortest}-{self.longest} {each})",
             f"  steps     {self.steps}",
             f"  rate      {rate}",
             *(f"  task      {task}" for task in self.tasks),
@@ -92,7 +96,7 @@ def inspect(demonstrations: Demonstrations, progress: bool = True) -> Summary:
     return Summary(
         str(demonstrations.path), demonstrations.format, demonstrations.episodes,
         demonstrations.steps, int(lengths.min()), int(lengths.max()), demonstrations.rate, keys,
-        demonstrations.tasks, demonstrations.faults,
+        demonstrations.tasks, demonstrations.faults, int((lengths < WindowConfig.horizon).sum()),
     )  # fmt: skip
 
 
@@ -117,7 +121,12 @@ def _summarise(demonstrations: Demonstrations, name: str, bar: tqdm) -> KeySumma
         elif missing:
             summary.problems.append(f"truncated: {missing} chunks are missing")
             return summary
+    if len(info.shape) > 2 and name in demonstrations.observations and not is_image(info.shape):
+        summary.problems.append(
+            f"shape {info.shape} is neither numbers nor an RGB image (H, W, 3); train refuses it"
+        )
     nonfinite, first_bad, errors = 0, -1, list[str]()
+    unlike_pixels, first_unlike = 0, -1
     for start, stop in demonstrations.spans(key):
         bar.update(stop - start)
         try:
@@ -130,6 +139,12 @@ def _summarise(demonstrations: Demonstrations, name: str, bar: tqdm) -> KeySumma
             errors.append(str(error).removeprefix(f"{demonstrations.path}").lstrip("/: "))
             continue
         flat = part.reshape(len(part), -1)
+        if is_image(info.shape) and flat.dtype != np.uint8:
+            unlike = (flat < 0) | (flat > 255) | (flat != np.floor(flat))
+            if unlike.any():
+                if first_unlike < 0:
+                    first_unlike = start + int(np.argwhere(unlike)[0][0])
+                unlike_pixels += int(unlike.sum())
         if flat.dtype.kind == "f":
             bad = ~np.isfinite(flat)
             if bad.any():
@@ -150,6 +165,12 @@ def _summarise(demonstrations: Demonstrations, name: str, bar: tqdm) -> KeySumma
         episode, step = episode_of_step(demonstrations.episode_ends, first_bad)
         summary.problems.append(
             f"{nonfinite} values are NaN or infinite, the first in episode {episode}, step {step}"
+        )
+    if unlike_pixels:
+        episode, step = episode_of_step(demonstrations.episode_ends, first_unlike)
+        summary.problems.append(
+            f"{unlike_pixels} values are no whole numbers from 0 to 255, the first in episode "
+            f"{episode}, step {step}; train refuses such an image"
         )
     still = constant_dimensions(low, high) & np.isfinite(low)
     if len(info.shape) < 3 and name not in demonstrations.outcomes and still.any():

@@ -106,6 +106,11 @@ class RobomimicDemonstrations(Demonstrations):
             elif shapes != first_shapes:
                 every = {**shapes, **first_shapes}
                 key = next(k for k in every if shapes.get(k) != first_shapes.get(k))
+                for demo, other in ((name, first), (first, name)):
+                    if key != "actions" and key not in data[demo]["obs"]:
+                        raise UserError(
+                            f"{path}: data/{demo}/obs/{key} is missing; data/{other} has it"
+                        )
                 raise UserError(
                     f"{path}: data/{name}: {key} has shape {shapes.get(key)} per step, but "
                     f"{first_shapes.get(key)} in data/{first}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ebt_policy.energy.observation import ObservationEnergy
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.action_error import chunk_starts
 from ebt_policy.evaluation.rollout import Rollout, visits
-from ebt_policy.policies.alarm import ALARM_FILE, Alarm, flat
+from ebt_policy.policies.alarm import ALARM_FILE, Alarm, flat, least_episodes
 from ebt_policy.policies.base import Policy
 from ebt_policy.policies.files import WEIGHTS_FILE, load_policy, replace_file
 from ebt_policy.training.files import TRAINING_FILE, read_summary
@@ -143,6 +144,12 @@ def calibrate(
     """
     policy = load_policy(run, with_alarm=False)
     trained, held_out = training_windows(run, policy, data)
+    if task is None:
+        _check_enough(len(held_out.first.unique()), len(trained.first.unique()), rate)
+    elif episodes < (least := least_episodes(rate)):
+        raise UserError(
+            f"--episodes {episodes}: a rate of {rate} false alarms takes {least} or more"
+        )
     values = _demonstrated(policy, trained, imagined, seed)
     energy = learn_observations(policy, trained, seed)
     unset = Alarm(energy, [0.0], 0.5, "")
@@ -155,6 +162,28 @@ def calibrate(
     alarm = Alarm(energy, highest, rate, source, values)
     replace_file(run / ALARM_FILE, alarm.to_bytes((run / WEIGHTS_FILE).read_bytes()))
     return alarm
+
+
+def _check_enough(held_out: int, trained: int, rate: float) -> None:
+    """Check, before anything is learned, that a run has held out as many episodes as it takes.
+
+    Raises:
+        UserError: it has not; says what would do.
+    """
+    least, total = least_episodes(rate), held_out + trained
+    if held_out >= least:
+        return
+    ways = ["--task"]
+    if held_out > 0:
+        ways.append(f"--false-alarms {math.ceil(100 / (held_out + 1)) / 100:g} or more")
+    if 2 * least <= total:
+        share = math.ceil(100 * least / total) / 100
+        ways.append(f"train with --set training.validation_share={share:g}")
+    counted = "1 held-out episode is" if held_out == 1 else f"{held_out} held-out episodes are"
+    raise UserError(
+        f"{counted} too few for a rate of {rate} false alarms; it takes "
+        f"{least} or more; give {', or '.join(ways)}"
+    )
 
 
 def window_scores(policy: Policy, alarm: Alarm, windows: list[dict[str, np.ndarray]]) -> np.ndarray:

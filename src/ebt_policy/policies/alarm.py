@@ -150,6 +150,17 @@ class Alarm:
         return alarm
 
 
+def least_episodes(rate: float) -> int:
+    """How many successful episodes a rate of false alarms takes at least.
+
+    Raises:
+        UserError: the rate is out of range.
+    """
+    if not 0 < rate < 1:
+        raise UserError(f"a rate of {rate} false alarms: it must lie between 0 and 1")
+    return math.ceil(1 / rate) - 1
+
+
 def conformal_threshold(scores: Sequence[float], rate: float) -> float:
     """The score that at most ``rate`` of further successful episodes exceed.
 
@@ -160,12 +171,11 @@ def conformal_threshold(scores: Sequence[float], rate: float) -> float:
     Raises:
         UserError: the rate is out of range, or so small that no score of these is high enough.
     """
-    if not 0 < rate < 1:
-        raise UserError(f"a rate of {rate} false alarms: it must lie between 0 and 1")
+    least = least_episodes(rate)
     place = math.ceil((len(scores) + 1) * (1 - rate))
     if place > len(scores):
         raise UserError(
             f"{len(scores)} successful episodes are too few for a rate of {rate} false alarms; it "
-            f"takes {math.ceil(1 / rate) - 1} or more"
+            f"takes {least} or more"
         )
     return float(scores[place - 1])

@@ -89,7 +89,10 @@ def _with_one(task: Task, name: str, text: str | None) -> Task:
         if strength != int(strength):
             raise UserError(f"--task {full}: a delay is a whole number of steps")
         if task.action_bounds is None or sum(task.action_bounds) != 0:
-            raise UserError(f"--task {full}: no action of this task is known to be no movement")
+            raise UserError(
+                f"--task {full}: delay needs an action that is no movement, to begin with, and "
+                "none of this task is known"
+            )
         make = functools.partial(Delayed, task.make, int(strength), task.action_dim)
     else:
         make = functools.partial(_varied, task.make, name, strength)

@@ -16,6 +16,8 @@ import json
 import math
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +32,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import Tensor
 from tqdm import tqdm
 
-from ebt_policy.config import PolicyConfig, TrainingConfig, from_json, to_json
+from ebt_policy.config import PolicyConfig, TrainingConfig, WindowConfig, from_json, to_json
 from ebt_policy.demonstrations import Demonstrations
 from ebt_policy.errors import UserError
 from ebt_policy.policies import make_policy
@@ -55,6 +57,7 @@ from ebt_policy.training.files import (
     parse_record,
 )
 from ebt_policy.windows.arrays import map_arrays, store_arrays
+from ebt_policy.windows.normaliser import Normaliser
 from ebt_policy.windows.windows import BatchOrder, Windows, split_episodes, window_shares
 
 _LOG_STEPS = 50
@@ -84,6 +87,7 @@ def train(
     Raises:
         UserError: the folder holds another run, data do not fit, the loss becomes NaN, or the
             disk is full.
+        KeyboardInterrupt: after Ctrl-C; says at which step, where a checkpoint was saved.
     """
     return Trainer(demonstrations, policy_config, config, run, resume).train()
 
@@ -96,14 +100,27 @@ def check_same_settings(kind: type, path: Path, given: Any) -> None:
     """
     if not path.exists():
         raise UserError(f"--resume: {path} is missing; {path.parent} is no run of ebt-policy train")
-    saved: Any = from_json(kind, path.read_text(), str(path))
+    found = _difference(from_json(kind, path.read_text(), str(path)), given)
+    if found is not None:
+        raise UserError(f"--resume: {found} in {path}; give the same settings, or another --out")
+
+
+def _difference(saved: Any, given: Any, prefix: str = "") -> str | None:
+    """The first setting that differs, in words that end with its saved value."""
     for field in dataclasses.fields(given):
+        name = prefix + field.name
         before, now = getattr(saved, field.name), getattr(given, field.name)
-        if before != now:
-            raise UserError(
-                f"--resume: {field.name} is {now!r} now, but {before!r} in {path}; "
-                "give the same settings, or another --out"
-            )
+        if before == now:
+            continue
+        if isinstance(now, dict):
+            if before.keys() != now.keys():
+                return f"{name} are {', '.join(now)} now, but {', '.join(before)}"
+            key = next(key for key in now if before[key] != now[key])
+            name, before, now = f"{name}.{key}", before[key], now[key]
+        if dataclasses.is_dataclass(now):
+            return _difference(before, now, f"{name}.")
+        return f"{name} is {now!r} now, but {before!r}"
+    return None
 
 
 def check_compiler(device: torch.device, asked_by: str) -> None:
@@ -177,6 +194,13 @@ class Trainer:
             raise UserError(
                 f"--weights: {len(config.weights)} of them; it takes one for each of several --data"
             )
+        longest = int(np.diff(demonstrations.episode_ends, prepend=0).max())
+        horizon = policy_config.windows.horizon
+        if horizon > max(longest, WindowConfig.horizon):  # short episodes are padded to that
+            raise UserError(
+                f"windows.horizon = {horizon}: the longest episode of {demonstrations.path} has "
+                f"{longest} steps"
+            )
         if config.compile:
             check_compiler(self.device, "training.compile = true")
         torch.manual_seed(config.seed)
@@ -206,6 +230,16 @@ class Trainer:
         still = (policy.action_normaliser.moves == 0).nonzero().flatten().tolist()
         if still and self.accelerator.is_main_process:
             print(f"constant action dimensions, kept at their value: {still}")
+        named = zip(policy.stream_names, policy.stream_normalisers, strict=True)
+        constant = [
+            name
+            for name, normaliser in named
+            if isinstance(normaliser, Normaliser)
+            and policy_config.streams[name].kind == "numbers"
+            and not normaliser.moves.any()
+        ]
+        if constant and self.accelerator.is_main_process:
+            print(f"constant observations, which tell nothing: {', '.join(constant)}")
         shares = None
         if config.weights:
             part_ends = np.cumsum([part.steps for part in demonstrations.parts])
@@ -247,6 +281,7 @@ class Trainer:
             self.windows.observations |= {n: torch.from_numpy(v) for n, v in kept.items()}
         self._mark = self.clock()
         self.logger: Any = None
+        self._interrupted = False
 
     # -- time ----------------------------------------------------------------------------
 
@@ -293,7 +328,7 @@ class Trainer:
         progress = self._progress()
         validated = math.floor(progress * _VALIDATIONS)
         began, began_step = self.seconds, self.step
-        with tqdm(
+        with self._interruptible(), tqdm(
             total=100, desc=self.policy.config.policy, unit="%", disable=not main,
             mininterval=1.0, bar_format=_BAR,
         ) as bar:  # fmt: skip
@@ -321,10 +356,12 @@ class Trainer:
                     with self._uncounted():
                         self._validate()
                 due = time.perf_counter() - saved_at >= self.config.checkpoint_seconds
-                if self._agreed(due):
+                if self._agreed(due or self._interrupted):
                     with self._uncounted():
                         self._checkpoint()
                     saved_at = time.perf_counter()
+                if self._interrupted:
+                    raise KeyboardInterrupt(f"at step {self.step}")
         self._count()
         self._checkpoint()
         if main:
@@ -332,6 +369,27 @@ class Trainer:
             shutil.rmtree(self.run / ARRAYS_FOLDER)
         self.accelerator.end_training()
         return self.ema
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C lets the step end, for the run to be saved; a second one ends it at once."""
+        usual = signal.default_int_handler
+        is_usual = signal.getsignal(signal.SIGINT) is usual
+        # Several processes are told twice, by the terminal and by what started them.
+        alone = self.accelerator.num_processes == 1
+        if not (alone and is_usual and threading.current_thread() is threading.main_thread()):
+            yield
+            return
+
+        def interrupt(*_: Any) -> None:
+            self._interrupted = True
+            signal.signal(signal.SIGINT, usual)
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, usual)
 
     def one_step(self, progress: float) -> tuple[float, float, float]:
         """One optimiser step, ``progress`` of the run done; loss, gradient norm, learning rate."""

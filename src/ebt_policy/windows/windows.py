@@ -62,8 +62,8 @@ class Windows:
         self.actions = torch.from_numpy(arrays.actions)
         starts = np.concatenate([[0], episode_ends[:-1]])
         steps = [np.arange(starts[e], episode_ends[e]) for e in episodes]
-        self.steps = torch.from_numpy(np.concatenate(steps))
-        lengths = [len(part) for part in steps]
+        self.steps = torch.from_numpy(np.concatenate([np.arange(0), *steps]))  # even of none
+        lengths = (episode_ends - starts)[episodes]
         self.first = torch.from_numpy(np.repeat(starts[episodes], lengths))
         self.last = torch.from_numpy(np.repeat(episode_ends[episodes] - 1, lengths))
 
