@@ -204,6 +204,12 @@ def test_bootstrap_interval_is_reproducible_and_covers_the_mean() -> None:
     assert high - low == pytest.approx(2 * 1.96 * 0.408 / 60**0.5, rel=0.1)
 
 
+def test_interval_of_equal_successes_is_wilsons() -> None:
+    assert bootstrap_mean([1.0, 1.0]) == wilson(2, 2)
+    assert bootstrap_mean([0.0] * 5) == wilson(0, 5)
+    assert bootstrap_mean([0.5, 0.5]) == (0.5, 0.5)
+
+
 def test_every_policy_has_a_name_and_a_colour_in_reports() -> None:
     assert set(figures.NAMES) == set(figures.COLOURS) == set(POLICIES)
     result = {
