@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,28 @@ def test_video_and_report(runs: dict[str, Path], tmp_path: Path) -> None:
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched: self-contained
     with pytest.raises(UserError, match="has no results"):
         write_report([tmp_path], out)
+
+
+def test_video_that_cannot_be_written_is_reported(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swallow(*_: Any, **__: Any) -> Generator[None, None, None]:
+        while True:
+            yield
+
+    def films(target: Path) -> None:
+        rollout = Rollout(str(runs["ebt"]), TASK, video=str(target), film_seed=500)
+        evaluate(rollout, 1, 500, progress=False)
+
+    with pytest.raises(UserError, match=r"^--video /proc/a\.mp4: cannot be written$"):
+        films(Path("/proc/a.mp4"))
+    kept = tmp_path / "a.mp4"
+    kept.write_bytes(b"an older video")
+    monkeypatch.setattr("imageio_ffmpeg.write_frames", swallow)  # as with a full disk
+    with pytest.raises(UserError, match=r"a\.mp4: cannot be written$"):
+        films(kept)
+    assert kept.read_bytes() == b"an older video"
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_a_policy_that_does_not_fit_the_task_is_refused(runs: dict[str, Path]) -> None:
