@@ -177,6 +177,32 @@ def test_video_that_cannot_be_written_is_reported(
     assert list(tmp_path.iterdir()) == [kept]
 
 
+def test_report_tells_runs_of_one_policy_apart(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    bars = figures.success_bars
+
+    def success_bars(results: list[dict[str, Any]], measure: str) -> Any:
+        figure = bars(results, measure)
+        drawn.extend(label.get_text() for label in figure.axes[0].get_yticklabels())
+        return figure
+
+    monkeypatch.setattr(figures, "success_bars", success_bars)
+    result = evaluate(Rollout(str(runs["ebt"]), TASK, DescentConfig(steps=1)), 2, 5, progress=False)
+    copies = [tmp_path / name for name in ("first", "second")]
+    for copy in copies:
+        shutil.copytree(runs["ebt"], copy, ignore=shutil.ignore_patterns("results"))
+        store_result(result, copy, None)
+    monkeypatch.chdir(copies[0])
+    write_report([Path(), copies[1]], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    for name in ("first", "second"):
+        assert f"<td>{name}</td><td>{TASK}</td><td>EBT-Policy, 1 step</td>" in page
+        assert f"<h2>The energy of {name}: {TASK}</h2>" in page
+    assert drawn == [f"{TASK}, {name}: EBT-Policy, 1 step" for name in ("first", "second")]
+
+
 def test_a_policy_that_does_not_fit_the_task_is_refused(runs: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="its actions have 4 dimensions, the policy was trained on"):
         evaluate(Rollout(str(runs["ebt"]), "metaworld/reach"), 1, 0, progress=False)
