@@ -238,6 +238,26 @@ def test_negative_scores_are_kept(runs: dict[str, Path]) -> None:
     assert evaluate(rollout, 2, 0, progress=False)["score_mean"] == -5
 
 
+def test_environment_that_tells_no_success_is_refused(runs: dict[str, Path]) -> None:
+    rollout = Rollout(str(runs["ebt"]), "gym:toy_gym:PointUnjudged-v0")
+    message = "episode with seed 7: no step's info had any of is_success, success, score; "
+    with pytest.raises(UserError, match=message):
+        evaluate(rollout, 1, 7, progress=False)
+
+
+def test_error_of_an_environment_names_the_episode(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = "gym:toy_gym:PointHot-v0"
+    command = ["eval", str(runs["ebt"]), "--task", task, "--episodes", "1", "--seed", "100003"]
+    assert main(command) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "episode with seed 100003: RuntimeError: motor 3 overheated (toy_gym.py:" in last
+    with pytest.raises(UserError) as raised:
+        evaluate(Rollout(str(runs["ebt"]), task), 1, 0, progress=False)
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
 def test_wilson_interval_against_known_values() -> None:
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
