@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.container import BarContainer
 
 from conftest import policy
-from ebt_policy.benchmarks import cost, language, manipulation, runner
+from ebt_policy.benchmarks import cost, language, manipulation, pages, runner
 from ebt_policy.benchmarks.claims import render_claims
 from ebt_policy.benchmarks.cost import measure_cost
 from ebt_policy.benchmarks.language import render_language
@@ -342,6 +343,30 @@ def test_the_page_of_language_is_rendered_from_results_alone(tmp_path: Path) -> 
         "| puck | hashed | reach | 0.800 | 0.900 | 0.970 |",
     ):  # fmt: skip
         assert row in text, text
+
+
+def test_phase_has_one_colour_on_every_task(tmp_path: Path) -> None:
+    def group(*phases: str) -> Group:
+        episode = {"steps": [2, 3], "doing": [phases[-1]] * 2, "energy": [-1.0, -2.0]}
+        steps = {phase: {"2": 7, "3": 1} for phase in phases}
+        means = {"descent_steps_mean": 2.1}
+        return Group(({"steps_by_doing": steps, "first_episode": episode, **means},))
+
+    found = pages.Results(tmp_path)
+    found.groups["planar-fork", 50, "basin", "adaptive"] = group("beside", "reaching")
+    found.groups["pusht", 50, "basin", "adaptive"] = group("pushing", "reaching")
+    figure = pages._figure_adaptive(found)
+    assert figure is not None
+    drawn: list[dict[str, Any]] = []
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        if labels:
+            assert axes.get_ylim()[1] == 1  # a share is not more
+            colours = [cast(BarContainer, bar).patches[0].get_facecolor() for bar in handles]
+            drawn.append(dict(zip(labels, colours, strict=True)))
+    one, other = drawn
+    assert one["reaching (8 chunks)"] == other["reaching (8 chunks)"]
+    assert len(set((one | other).values())) == 3
 
 
 def test_difference_uses_common_seeds_and_starts() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,54 @@ def test_video_and_report(runs: dict[str, Path], tmp_path: Path) -> None:
         write_report([tmp_path], out)
 
 
+def test_video_that_cannot_be_written_is_reported(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swallow(*_: Any, **__: Any) -> Generator[None, None, None]:
+        while True:
+            yield
+
+    def films(target: Path) -> None:
+        rollout = Rollout(str(runs["ebt"]), TASK, video=str(target), film_seed=500)
+        evaluate(rollout, 1, 500, progress=False)
+
+    with pytest.raises(UserError, match=r"^--video /proc/a\.mp4: cannot be written$"):
+        films(Path("/proc/a.mp4"))
+    kept = tmp_path / "a.mp4"
+    kept.write_bytes(b"an older video")
+    monkeypatch.setattr("imageio_ffmpeg.write_frames", swallow)  # as with a full disk
+    with pytest.raises(UserError, match=r"a\.mp4: cannot be written$"):
+        films(kept)
+    assert kept.read_bytes() == b"an older video"
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_report_tells_runs_of_one_policy_apart(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    bars = figures.success_bars
+
+    def success_bars(results: list[dict[str, Any]], measure: str) -> Any:
+        figure = bars(results, measure)
+        drawn.extend(label.get_text() for label in figure.axes[0].get_yticklabels())
+        return figure
+
+    monkeypatch.setattr(figures, "success_bars", success_bars)
+    result = evaluate(Rollout(str(runs["ebt"]), TASK, DescentConfig(steps=1)), 2, 5, progress=False)
+    copies = [tmp_path / name for name in ("first", "second")]
+    for copy in copies:
+        shutil.copytree(runs["ebt"], copy, ignore=shutil.ignore_patterns("results"))
+        store_result(result, copy, None)
+    monkeypatch.chdir(copies[0])
+    write_report([Path(), copies[1]], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    for name in ("first", "second"):
+        assert f"<td>{name}</td><td>{TASK}</td><td>EBT-Policy, 1 step</td>" in page
+        assert f"<h2>The energy of {name}: {TASK}</h2>" in page
+    assert drawn == [f"{TASK}, {name}: EBT-Policy, 1 step" for name in ("first", "second")]
+
+
 def test_a_policy_that_does_not_fit_the_task_is_refused(runs: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="its actions have 4 dimensions, the policy was trained on"):
         evaluate(Rollout(str(runs["ebt"]), "metaworld/reach"), 1, 0, progress=False)
@@ -189,6 +238,26 @@ def test_negative_scores_are_kept(runs: dict[str, Path]) -> None:
     assert evaluate(rollout, 2, 0, progress=False)["score_mean"] == -5
 
 
+def test_environment_that_tells_no_success_is_refused(runs: dict[str, Path]) -> None:
+    rollout = Rollout(str(runs["ebt"]), "gym:toy_gym:PointUnjudged-v0")
+    message = "episode with seed 7: no step's info had any of is_success, success, score; "
+    with pytest.raises(UserError, match=message):
+        evaluate(rollout, 1, 7, progress=False)
+
+
+def test_error_of_an_environment_names_the_episode(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = "gym:toy_gym:PointHot-v0"
+    command = ["eval", str(runs["ebt"]), "--task", task, "--episodes", "1", "--seed", "100003"]
+    assert main(command) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "episode with seed 100003: RuntimeError: motor 3 overheated (toy_gym.py:" in last
+    with pytest.raises(UserError) as raised:
+        evaluate(Rollout(str(runs["ebt"]), task), 1, 0, progress=False)
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
 def test_wilson_interval_against_known_values() -> None:
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
@@ -202,6 +271,12 @@ def test_bootstrap_interval_is_reproducible_and_covers_the_mean() -> None:
     assert low < 0.5 < high
     assert (low, high) == bootstrap_mean([0.0, 0.5, 1.0] * 20)
     assert high - low == pytest.approx(2 * 1.96 * 0.408 / 60**0.5, rel=0.1)
+
+
+def test_interval_of_equal_successes_is_wilsons() -> None:
+    assert bootstrap_mean([1.0, 1.0]) == wilson(2, 2)
+    assert bootstrap_mean([0.0] * 5) == wilson(0, 5)
+    assert bootstrap_mean([0.5, 0.5]) == (0.5, 0.5)
 
 
 def test_every_policy_has_a_name_and_a_colour_in_reports() -> None:

@@ -65,6 +65,22 @@ class PointScore(PointReach):
         return *super().step(action)[:4], {"score": -5.0}
 
 
+class PointUnjudged(PointReach):
+    """Does not tell whether it has succeeded."""
+
+    def step(self, action: np.ndarray) -> Any:
+        return *super().step(action)[:4], {}
+
+
+class PointHot(PointReach):
+    """Raises at once."""
+
+    def step(self, action: np.ndarray) -> Any:
+        raise RuntimeError("motor 3\noverheated")
+
+
+gymnasium.register("PointUnjudged-v0", "toy_gym:PointUnjudged", max_episode_steps=60)
+gymnasium.register("PointHot-v0", "toy_gym:PointHot", max_episode_steps=60)
 gymnasium.register("PointCrash-v0", "toy_gym:PointCrash", max_episode_steps=60)
 gymnasium.register("PointScore-v0", "toy_gym:PointScore", max_episode_steps=60)
 gymnasium.register("PointReach-v0", "toy_gym:PointReach", max_episode_steps=60)

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from ebt_policy.benchmarks.objectives import METHODS, STUDY, TASKS
 from ebt_policy.benchmarks.runner import is_current, read_lines
@@ -382,16 +384,18 @@ def _figure_adaptive(found: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(9.0, 2.5 * len(slugs)))
     every = figure.subplots(len(slugs), 2, squeeze=False, width_ratios=(1, 1.6))
+    groups = {slug: found.groups[slug, found.most(slug), "basin", "adaptive"] for slug in slugs}
+    lines = [line for group in groups.values() for line in group.lines]
+    phases = sorted({doing for line in lines for doing in line["steps_by_doing"]})
+    colours = dict(zip(phases, COLOURS.values(), strict=False))
     for slug, (bars, along) in zip(slugs, every, strict=True):
-        group = found.get(slug, "basin", "adaptive")
-        assert group is not None
+        group = groups[slug]
         counts: dict[str, dict[int, int]] = {}
         for line in group.lines:
             for doing, taken in line["steps_by_doing"].items():
                 mine = counts.setdefault(doing, {})
                 for steps, number in taken.items():
                     mine[int(steps)] = mine.get(int(steps), 0) + number
-        colours = dict(zip(sorted(counts), COLOURS.values(), strict=False))
         most = max(steps for mine in counts.values() for steps in mine)
         width = 0.8 / len(counts)
         for place, doing in enumerate(sorted(counts)):
@@ -402,16 +406,21 @@ def _figure_adaptive(found: Results) -> Figure | None:
                 width, color=colours[doing], label=f"{doing} ({chunks} chunks)",
             )  # fmt: skip
         bars.set_yscale("log")
-        bars.set_ylim(top=30)  # room for the legend
-        bars.set_xticks(range(1, most + 1, max(1, most // 8)))
+        bars.set_ylim(top=1)
+        bars.set_xticks(range(1, most + 1, max(1, most // 6)))
         bars.set_xlabel("steps of a chunk")
         bars.set_ylabel("share of chunks")
-        bars.legend(fontsize=6)
         bars.set_title(f"{slug}: {group.mean('descent_steps_mean'):.2f} steps", fontsize=9)
         episode = group.lines[0]["first_episode"]
         for doing, colour in colours.items():
             at = [k for k, what in enumerate(episode["doing"]) if what == doing]
             along.bar(at, [episode["steps"][k] for k in at], 0.9, color=colour)
+        along.legend(
+            *bars.get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1.0),
+            ncols=len(counts), fontsize=6, frameon=False,
+        )  # fmt: skip
+        along.xaxis.set_major_locator(MaxNLocator(integer=True))
+        along.yaxis.set_major_locator(MaxNLocator(integer=True))
         along.set_ylabel("steps")
         along.set_xlabel("chunk of one episode, the first start")
         energy = along.twinx()
@@ -435,13 +444,18 @@ def _figure_landscape(found: Results) -> Figure | None:
         line["across"], line["along"], energy, levels=levels, cmap="viridis", extend="both"
     )
     figure.colorbar(shades, ax=slice_axes, label="energy", format="%.2f")
-    slice_axes.plot([1, -1], [0, 0], "w*", ms=11, mec="black", label="demonstrated ways")
     colours = ("#f2f2f2", "#f6b26b", "#e0382e")
     names = ("step 1: a proposal", "walk", "step 2: jump")
     for path in np.array(line["paths"]):
         slice_axes.plot(*path.T, color="white", lw=0.8)
         for colour, point in zip(colours, path, strict=True):
             slice_axes.plot(*point, "o", ms=5, color=colour, mec="black", mew=0.5)
+    for colour, name in zip(colours, names, strict=True):
+        slice_axes.plot([], [], "o", ms=5, color=colour, mec="black", mew=0.5, label=name)
+    slice_axes.plot(  # hollow: the dots are around it
+        [1, -1], [0, 0], "*", ms=15, mfc="none", mec="white", zorder=3, label="demonstrated ways",
+        path_effects=[withStroke(linewidth=2.5, foreground="black")],
+    )  # fmt: skip
     slice_axes.set_xlabel("from one way (-1) to the other (1)")
     slice_axes.set_ylabel("along the way")
     slice_axes.set_xlim(line["across"][0], line["across"][-1])

@@ -39,6 +39,7 @@ class VideoWriter:
     def __init__(self, path: Path, rate: float) -> None:
         check_target(path)
         self.path = path
+        self.partial = path.with_name(f".{path.name}.part")
         self.every = max(1, math.ceil(rate / _MAX_FPS))
         self.fps = rate / self.every
         self.writer: Any = None
@@ -58,17 +59,34 @@ class VideoWriter:
         if self.writer is None:
             import imageio_ffmpeg
 
+            try:
+                self.partial.open("wb").close()
+            except OSError as error:
+                raise self._unwritable() from error
             self.writer = imageio_ffmpeg.write_frames(
-                str(self.path), (image.shape[1], image.shape[0]), fps=self.fps,
-                macro_block_size=2, ffmpeg_log_level="error",
+                str(self.partial), (image.shape[1], image.shape[0]), fps=self.fps,
+                macro_block_size=2, ffmpeg_log_level="quiet", output_params=["-f", "mp4"],
             )  # fmt: skip
             self.writer.send(None)
         try:
             self.writer.send(image)
         except OSError as error:  # ffmpeg could not write
-            raise UserError(f"--video {self.path}: cannot be written ({error})") from error
+            raise self._unwritable() from error
 
     def close(self) -> None:
-        """Finish the file."""
-        if self.writer is not None:
-            self.writer.close()
+        """Finish the file.
+
+        Raises:
+            UserError: ffmpeg could not write it. Sending the frames of a short episode does not
+                tell: all of them fit into the pipe.
+        """
+        if self.writer is None:
+            return
+        self.writer.close()
+        if self.partial.stat().st_size == 0:
+            self.partial.unlink()
+            raise self._unwritable()
+        self.partial.replace(self.path)
+
+    def _unwritable(self) -> UserError:
+        return UserError(f"--video {self.path}: cannot be written")

@@ -35,7 +35,7 @@ def label(result: dict[str, Any]) -> str:
     if result["policy"] == "ebt":
         descent = result["settings"]["descent"]
         starts = f", {descent['starts']} starts" if descent["starts"] > 1 else ""
-        return f"{name}, {descent['steps']} steps{starts}"
+        return f"{name}, {_steps(descent['steps'])}{starts}"
     steps = round(result["descent_steps_mean"])
     if result["policy"] == "diffusion":
         return f"{name}, {result['sampler'].upper()}-{steps}"
@@ -46,6 +46,10 @@ def label(result: dict[str, Any]) -> str:
     return name
 
 
+def _steps(count: int) -> str:
+    return f"{count} step{'s' * (count != 1)}"
+
+
 def png(figure: Figure) -> bytes:
     """Render a figure."""
     buffer = io.BytesIO()
@@ -54,7 +58,12 @@ def png(figure: Figure) -> bytes:
 
 
 def success_bars(results: list[dict[str, Any]], measure: str) -> Figure:
-    """Bars with 95% intervals: ``success`` (Wilson) or ``score`` (bootstrap), by task."""
+    """Bars with 95% intervals: ``success`` (Wilson) or ``score`` (bootstrap), by task.
+
+    Args:
+        results: each with the name of its run as ``run``.
+        measure: one of the two.
+    """
     value_key, interval_key = (
         ("success_rate", "success_ci95") if measure == "success" else ("score_mean", "score_ci95")
     )
@@ -73,7 +82,8 @@ def success_bars(results: list[dict[str, Any]], measure: str) -> Figure:
         )  # fmt: skip
         places.append(place)
         place += 1
-    axes.set_yticks(places, [f"{result['task']}: {label(result)}" for result in ordered])
+    names = [f"{result['task']}, {result['run']}: {label(result)}" for result in ordered]
+    axes.set_yticks(places, names)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.02)
     axes.set_xlabel("success rate" if measure == "success" else "mean score")
@@ -161,7 +171,7 @@ def descent_in_action_space(path: list[np.ndarray], first: int, executed: slice)
     colours = matplotlib.colormaps["plasma"](np.linspace(0.85, 0.0, len(path)))
     for k, chunk in enumerate(path):
         last = k == len(path) - 1
-        style = {"color": colours[k], "lw": 2.0 if last else 1.0, "label": f"{first + k} steps"}
+        style = {"color": colours[k], "lw": 2.0 if last else 1.0, "label": _steps(first + k)}
         if two:
             plane.plot(chunk[:, 0], chunk[:, 1], "o-", ms=3, **style)
         time.plot(chunk[:, 0], "o-", ms=3, **style)

@@ -30,7 +30,7 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
 table{border-collapse:collapse;font-size:13px;width:100%}td,th{padding:.3rem .6rem;text-align:right;
-border-bottom:1px solid #e5e5e5}td:first-child,th:first-child,td:nth-child(2),th:nth-child(2)
+border-bottom:1px solid #e5e5e5}td:nth-child(-n+3),th:nth-child(-n+3)
 {text-align:left}img{max-width:100%}video{max-width:30rem;width:100%;margin-right:1rem}
 .note{background:#fff6e5;border-left:4px solid #e0a030;padding:.6rem 1rem}
 figcaption{color:#555;font-size:13px}figure{margin:1rem 0}footer{color:#777;font-size:12px;
@@ -49,19 +49,20 @@ def write_report(runs: list[Path], out: Path, note: str | None = None) -> None:
     Raises:
         UserError: a run has no results, or the file cannot be written.
     """
-    results = [(run, result) for run in runs for result in read_results(run)]
-    bare = [result for _, result in results]
-    parts = [f"<h1>{html.escape(_title(bare))}</h1>"]
+    results = [
+        result | {"run": _run_name(run, runs)} for run in runs for result in read_results(run)
+    ]
+    parts = [f"<h1>{html.escape(_title(results))}</h1>"]
     if note:
         parts.append(f'<p class="note">{html.escape(note)}</p>')
-    parts += ["<h2>Side by side</h2>", _table(bare)]
+    parts += ["<h2>Side by side</h2>", _table(results)]
     parts.append(_figure(
-        figures.success_bars(bare, "success"),
+        figures.success_bars(results, "success"),
         "Success rate over unseen starts, with 95% Wilson intervals.",
     ))  # fmt: skip
-    if any(result["score_mean"] != result["success_rate"] for result in bare):
+    if any(result["score_mean"] != result["success_rate"] for result in results):
         parts.append(_figure(
-            figures.success_bars(bare, "score"),
+            figures.success_bars(results, "score"),
             "Mean of each episode's highest score, with 95% bootstrap intervals.",
         ))  # fmt: skip
     curves = [(_run_name(run, runs), _policy_name(run), read_metrics(run)) for run in runs]
@@ -70,11 +71,12 @@ def write_report(runs: list[Path], out: Path, note: str | None = None) -> None:
         "Left: training loss. Right: error of predicted chunks on held-out episodes.",
     )]  # fmt: skip
     for run in runs:
-        energy = next((r for at, r in results if at == run and r["policy"] == "ebt"), None)
+        name = _run_name(run, runs)
+        energy = next((r for r in results if r["run"] == name and r["policy"] == "ebt"), None)
         if energy is not None:
             parts += _energy_section(run, energy)
     parts += _videos(runs)
-    first = bare[0]
+    first = results[0]
     parts.append(
         f"<footer>commit {html.escape(first['commit'])} · {html.escape(first['hardware'])} · "
         f"torch {first['torch']} · {first['date']}</footer>"
@@ -82,7 +84,7 @@ def write_report(runs: list[Path], out: Path, note: str | None = None) -> None:
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(_title(bare))}</title><style>{_STYLE}</style></head>"
+        f"<title>{html.escape(_title(results))}</title><style>{_STYLE}</style></head>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
     replace_file(out, page.encode())
@@ -93,7 +95,7 @@ def _title(results: list[dict[str, Any]]) -> str:
 
 
 def _run_name(run: Path, runs: list[Path]) -> str:
-    names = [other.name for other in runs]
+    run, names = run.resolve(), [other.resolve().name for other in runs]
     return run.name if names.count(run.name) == 1 else f"{run.parent.name}/{run.name}"
 
 
@@ -103,7 +105,7 @@ def _policy_name(run: Path) -> str:
 
 def _table(results: list[dict[str, Any]]) -> str:
     head = (
-        "task", "policy", "success [95%]", "score [95%]", "episodes", "steps / chunk",
+        "run", "task", "policy", "success [95%]", "score [95%]", "episodes", "steps / chunk",
         "latency p50 / p95", "training", "parameters",
     )  # fmt: skip
     rows = ["".join(f"<th>{name}</th>" for name in head)]
@@ -116,6 +118,7 @@ def _table(results: list[dict[str, Any]]) -> str:
         )
         latency = result["latency_ms"]
         cells = (
+            html.escape(result["run"]),
             html.escape(result["task"]),
             html.escape(figures.label(result)),
             _interval(result["success_rate"], result["success_ci95"]),
@@ -174,7 +177,7 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
     first = result["records"][0]
     outcome = "succeeds" if first["success"] else "does not succeed"
     return [
-        f"<h2>The energy: {html.escape(result['task'])}</h2>",
+        f"<h2>The energy of {html.escape(result['run'])}: {html.escape(result['task'])}</h2>",
         f"<p>Moments of the first evaluated episode (seed {first['seed']}), which {outcome} after "
         f"{first['steps']} steps. The policy takes {shown} descent steps per chunk; the curves go "
         f"on to {settings.steps} to show the landscape beyond. Drawn without the noise that is "

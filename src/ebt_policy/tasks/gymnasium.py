@@ -7,15 +7,20 @@
   of which those of uint8 stay what they are (images);
 * actions: a one-dimensional ``Box``, in the units of the demonstrations;
 * success: ``info["is_success"]`` or ``info["success"]`` at any step;
-* score: ``info["score"]`` where there is one, else 1 at success and 0 before;
+* score: ``info["score"]`` where there is one, else 1 at success and 0 before; an episode needs one
+  of the three at one step at least;
 * rendering: ``rgb_array``, only for videos;
 * ``max_episode_steps`` of the registration is the horizon.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import traceback
 import warnings
+from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,30 +28,60 @@ import numpy as np
 from ebt_policy.errors import UserError
 from ebt_policy.tasks.base import Environment, Outcome, Task, missing_extra
 
+_JUDGEMENTS = ("is_success", "success", "score")
+
 
 class GymnasiumEnvironment(Environment):
-    """Adapter from a gymnasium environment, see the module's text."""
+    """Adapter from a gymnasium environment, see the module's text.
+
+    What it raises becomes a ``UserError`` that names the episode, with the original as its cause.
+    """
 
     def __init__(self, identifier: str) -> None:
         self._environment: Any = _make(identifier)
+        self._identifier = identifier
+        self._episode = ""
+        self._is_judged = False
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
-        observation, _ = self._environment.reset(seed=seed)
+        self._episode = f"--task gym:{self._identifier}: episode with seed {seed}"
+        self._is_judged = False
+        with self._named():
+            observation, _ = self._environment.reset(seed=seed)
         return self._observe(observation)
 
     def step(self, action: np.ndarray) -> Outcome:
         space = self._environment.action_space
         clipped = np.clip(action, space.low, space.high).astype(space.dtype)
-        observation, _, terminated, truncated, info = self._environment.step(clipped)
-        success = bool(info.get("is_success", info.get("success", False)))
-        score = float(info.get("score", success))
-        return Outcome(self._observe(observation), score, success, bool(terminated or truncated))
+        with self._named():
+            observation, _, terminated, truncated, info = self._environment.step(clipped)
+            success = bool(info.get("is_success", info.get("success", False)))
+            score = float(info.get("score", success))
+        done = bool(terminated or truncated)
+        self._is_judged = self._is_judged or not info.keys().isdisjoint(_JUDGEMENTS)
+        if done and not self._is_judged:
+            raise UserError(
+                f"{self._episode}: no step's info had any of {', '.join(_JUDGEMENTS)}; the "
+                "environment has to give one of them, at the last step at least"
+            )
+        return Outcome(self._observe(observation), score, success, done)
 
     def render(self) -> np.ndarray:
         return np.asarray(self._environment.render(), np.uint8)
 
     def close(self) -> None:
         self._environment.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Generator[None, None, None]:
+        """Name the episode in what the user's own code raises."""
+        try:
+            yield
+        except Exception as error:  # anything may go wrong there
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}:{frame.lineno}"
+            raise UserError(f"{self._episode}: {what} ({where})") from error
 
     def _observe(self, observation: Any) -> dict[str, np.ndarray]:
         named = observation if isinstance(observation, dict) else {"state": observation}
