@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import NETWORK, policy
 from ebt_policy import save_policy
@@ -21,7 +22,7 @@ from ebt_policy.errors import UserError
 from ebt_policy.evaluation.results import merge_results, read_results, store_result
 from ebt_policy.evaluation.rollout import Rollout, evaluate
 from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
-from ebt_policy.policies import POLICIES
+from ebt_policy.policies import POLICIES, make_policy
 from ebt_policy.report import figures
 from ebt_policy.report.html import write_report
 from ebt_policy.training.trainer import train
@@ -209,6 +210,22 @@ def test_a_policy_that_does_not_fit_the_task_is_refused(runs: dict[str, Path]) -
     for episodes, workers in ((0, 1), (1, 0)):
         with pytest.raises(UserError, match="at least one is needed"):
             evaluate(Rollout(str(runs["ebt"]), TASK), episodes, 0, workers, progress=False)
+
+
+def test_what_learned_from_lerobot_data_acts_in_a_task_with_plain_names(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    numbers, actions = random.normal(size=(2, 9, 5)).astype(np.float32)
+    images = random.integers(256, size=(9, 24, 24, 3), dtype=np.uint8)
+    results = []
+    for state, image in (("state", "img"), ("observation.state", "observation.images.img")):
+        torch.manual_seed(0)
+        streams = {image: StreamConfig((24, 24, 3), kind="image"), state: StreamConfig((5,))}
+        made = make_policy(PolicyConfig("regression", streams, 2, NETWORK))
+        made.fit_normalisers({image: images, state: numbers}, actions[:, :2], np.arange(9), "test")
+        save_policy(made, tmp_path / state)
+        rollout = Rollout(str(tmp_path / state), "pusht")
+        results.append(evaluate(rollout, 1, 500, progress=False)["records"])
+    assert results[0] == results[1]
 
 
 def test_streams_that_a_task_lacks_are_named(runs: dict[str, Path], tmp_path: Path) -> None:

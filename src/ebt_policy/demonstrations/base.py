@@ -20,10 +20,15 @@ _BLOCK_BYTES = 2**22
 CONSTANT_RANGE = 1e-5
 # What follows an action (LeRobot's name for it): no policy observes it unless told to.
 OUTCOME_PREFIX = "next."
-
-
+# What LeRobot puts before the names of images, and of other observations.
+IMAGE_PREFIX, OBSERVATION_PREFIX = "observation.images.", "observation."
 # What observations and policies call the sentence of what is to be done (LeRobot's name for it).
 TASK = "task"
+
+
+def plain_name(key: str) -> str:
+    """A key without what LeRobot puts before it: ``state`` for ``observation.state``."""
+    return key.removeprefix(IMAGE_PREFIX).removeprefix(OBSERVATION_PREFIX)
 
 
 @dataclass(frozen=True)

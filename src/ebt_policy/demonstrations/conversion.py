@@ -21,7 +21,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ebt_policy.demonstrations import open_demonstrations
-from ebt_policy.demonstrations.base import OUTCOME_PREFIX, Demonstrations, Digest
+from ebt_policy.demonstrations.base import (
+    IMAGE_PREFIX,
+    OBSERVATION_PREFIX,
+    OUTCOME_PREFIX,
+    Demonstrations,
+    Digest,
+    plain_name,
+)
 from ebt_policy.demonstrations.columns import Column, Piece, read_pieces
 from ebt_policy.demonstrations.lerobot import LEROBOT, LeRobotDemonstrations
 from ebt_policy.demonstrations.lerobot_writer import write_lerobot
@@ -42,7 +49,6 @@ _FORMATS: dict[FormatName, str] = {
     "robomimic": RobomimicDemonstrations.format,
     "lerobot": f"{LEROBOT} v3.0",
 }
-_IMAGES, _OBSERVATION = "observation.images.", "observation."
 
 
 @dataclass(frozen=True)
@@ -189,7 +195,7 @@ def _column(source: Demonstrations, key: str | None, to: FormatName) -> Column:
     info = source.actions if key is None else source.require(key)
     shape, dtype = info.shape, info.dtype.newbyteorder("=")
     if to != "lerobot":
-        name = ACTION if key is None else key.removeprefix(_IMAGES).removeprefix(_OBSERVATION)
+        name = ACTION if key is None else plain_name(key)
         bare = to == "robomimic" and name in OUTCOMES and shape == (1,)
         return Column(key, name, () if bare else shape, dtype)
     is_image = len(shape) == 3 and shape[-1] in (1, 3)
@@ -200,10 +206,10 @@ def _column(source: Demonstrations, key: str | None, to: FormatName) -> Column:
         )
     if key is None:
         name = ACTION
-    elif key.startswith((OUTCOME_PREFIX, _OBSERVATION)):
+    elif key.startswith((OUTCOME_PREFIX, OBSERVATION_PREFIX)):
         name = key
     else:
-        name = (_IMAGES if is_image else _OBSERVATION) + key
+        name = (IMAGE_PREFIX if is_image else OBSERVATION_PREFIX) + key
     return Column(key, name, shape or (1,), np.dtype(np.uint8) if is_image else dtype, is_image)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ebt_policy.demonstrations.base import TASK
+from ebt_policy.demonstrations.base import TASK, plain_name
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
 from ebt_policy.evaluation.video import VideoWriter
@@ -33,6 +33,7 @@ from ebt_policy.policies.base import Policy, moved_on
 from ebt_policy.policies.files import load_policy
 from ebt_policy.provenance import provenance
 from ebt_policy.tasks import Environment, Task, make_task
+from ebt_policy.tasks.base import Observation
 
 GROUP = 25  # at most: policies are called on so many observations at once
 _LATENCY_CALLS, _LATENCY_WARMUP = 30, 3
@@ -130,7 +131,9 @@ class _Worker:
             video = VideoWriter(Path(self.rollout.video), self.task.rate)
             film = seeds.index(self.rollout.film_seed)
         policy, windows = self.policy, self.policy.config.windows
-        cameras = {n: s for n, s in policy.config.cameras.items() if n in self.task.cameras}
+        sizes = {plain_name(name): size for name, size in policy.config.cameras.items()}
+        sizes |= policy.config.cameras
+        cameras = {n: s for n, s in sizes.items() if n in self.task.cameras}
         records = [EpisodeRecord(seed) for seed in seeds]
         group = _Group(records, [[] for _ in seeds[:kept]])
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -138,7 +141,7 @@ class _Worker:
         for environment, seed in zip(self.environments, seeds, strict=False):
             began = time.perf_counter()
             environment.cameras = cameras
-            first = environment.reset(seed)
+            first = self._named(environment.reset(seed))
             group.simulation_seconds += time.perf_counter() - began
             try:
                 policy.check_observation(first)
@@ -181,7 +184,7 @@ class _Worker:
                     self.environments[i].cameras = cameras if is_seen else {}
                     outcome = self.environments[i].step(action)
                     group.simulation_seconds += time.perf_counter() - began
-                    seen[i].append(outcome.observation)
+                    seen[i].append(self._named(outcome.observation))
                     record.steps += 1
                     record.score = max(record.score, outcome.score)
                     record.success = outcome.success
@@ -197,6 +200,16 @@ class _Worker:
             video.frame(self.environments[film], 0)
             video.close()
         return group
+
+    def _named(self, observation: Observation) -> Observation:
+        """The observation, also by the names that LeRobot's data have for its streams."""
+        plain = {name: plain_name(name) for name in self.policy.stream_names}
+        lacking = {
+            name: observation[given]
+            for name, given in plain.items()
+            if name not in observation and given in observation
+        }
+        return {**observation, **lacking}
 
     def close(self) -> None:
         """Close the environments."""
