@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from ebt_policy.demonstrations.robomimic import write_robomimic
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.results import merge_results, read_results, store_result
 from ebt_policy.evaluation.rollout import Rollout, evaluate
-from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
+from ebt_policy.evaluation.statistics import bootstrap_mean, score_interval, wilson
 from ebt_policy.policies import POLICIES, make_policy
 from ebt_policy.report import figures
 from ebt_policy.report.html import write_report
@@ -156,23 +158,33 @@ def test_video_and_report(runs: dict[str, Path], tmp_path: Path) -> None:
         write_report([tmp_path], out)
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is a place that takes no files")
 def test_video_that_cannot_be_written_is_reported(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def swallow(*_: Any, **__: Any) -> Generator[None, None, None]:
-        while True:
-            yield
+    write = imageio_ffmpeg.write_frames
+
+    def truncated(path: str, *options: Any, **more: Any) -> Generator[None, np.ndarray, None]:
+        """As with a full disk: ffmpeg takes every frame, and the file ends early."""
+        writer = write(path, *options, **more)
+        image = yield writer.send(None)
+        try:
+            while True:
+                image = yield writer.send(image)
+        finally:
+            writer.close()
+            os.truncate(path, Path(path).stat().st_size // 2)
 
     def films(target: Path) -> None:
         rollout = Rollout(str(runs["ebt"]), TASK, video=str(target), film_seed=500)
         evaluate(rollout, 1, 500, progress=False)
 
-    with pytest.raises(UserError, match=r"^--video /proc/a\.mp4: cannot be written$"):
+    with pytest.raises(UserError, match=r"^--video /proc/a\.mp4: cannot be written: "):
         films(Path("/proc/a.mp4"))
     kept = tmp_path / "a.mp4"
     kept.write_bytes(b"an older video")
-    monkeypatch.setattr("imageio_ffmpeg.write_frames", swallow)  # as with a full disk
-    with pytest.raises(UserError, match=r"a\.mp4: cannot be written$"):
+    monkeypatch.setattr(imageio_ffmpeg, "write_frames", truncated)
+    with pytest.raises(UserError, match=r"a\.mp4: cannot be written: is the disk full"):
         films(kept)
     assert kept.read_bytes() == b"an older video"
     assert list(tmp_path.iterdir()) == [kept]
@@ -290,10 +302,11 @@ def test_bootstrap_interval_is_reproducible_and_covers_the_mean() -> None:
     assert high - low == pytest.approx(2 * 1.96 * 0.408 / 60**0.5, rel=0.1)
 
 
-def test_interval_of_equal_successes_is_wilsons() -> None:
-    assert bootstrap_mean([1.0, 1.0]) == wilson(2, 2)
-    assert bootstrap_mean([0.0] * 5) == wilson(0, 5)
-    assert bootstrap_mean([0.5, 0.5]) == (0.5, 0.5)
+def test_interval_of_a_score_that_is_success_is_that_of_the_proportion() -> None:
+    assert score_interval([1.0, 1.0], [True, True]) == wilson(2, 2)
+    assert score_interval([0.0, 1.0] * 5, [False, True] * 5) == wilson(5, 10)
+    scores = [0.0, 0.5, 1.0] * 20
+    assert score_interval(scores, [s == 1 for s in scores]) == bootstrap_mean(scores)
 
 
 def test_every_policy_has_a_name_and_a_colour_in_reports() -> None:

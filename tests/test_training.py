@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import resource
 import shutil
 import signal
@@ -50,6 +49,20 @@ train(
 )
 """
 
+DYING = """
+import os, signal
+from ebt_policy.training.trainer import Trainer
+
+plain = Trainer.one_step
+
+def step(trainer, progress):
+    if trainer.step == int(os.environ["LAST_STEP"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(trainer, progress)
+
+Trainer.one_step = step
+"""
+
 
 def run_training(data: Path, run: Path, config: TrainingConfig = FEW, **options: Any) -> Policy:
     policy = options.pop("policy", POLICY)
@@ -57,35 +70,23 @@ def run_training(data: Path, run: Path, config: TrainingConfig = FEW, **options:
 
 
 def test_resume_after_kill_is_bit_identical(tmp_path: Path, hdf5: Path) -> None:
-    """With dropout, whose random numbers are of the run's state, too."""
+    """With dropout, whose random numbers are of the run's state, too; killed twice."""
     from ebt_policy.config import to_json
 
     policy = replace(POLICY, network=replace(NETWORK, attention_dropout=0.2))
-    config = replace(STEPS, steps=160, checkpoint_seconds=0.05)
+    # A checkpoint after every second step or so; the first line of metrics is of step 50.
+    config = replace(STEPS, steps=100, checkpoint_seconds=0.03)
     at_once = replace(config, checkpoint_seconds=1000.0)
     run_training(hdf5, tmp_path / "whole", at_once, policy=policy)
     killed = tmp_path / "killed"
-    command = [
-        sys.executable,
-        "-c",
-        CHILD,
-        str(hdf5),
-        str(killed),
-        to_json(policy),
-        to_json(config),
-    ]
-    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    # Beyond the first line of metrics, of step 50, and between any two checkpoints.
-    while child.poll() is None and all(int(p.name) < 60 for p in checkpoint_folders(killed)):
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.05))
-    assert child.poll() is None
-    child.kill()
-    child.wait(60)
-    at = int(checkpoint_folders(killed)[-1].name)
-    assert 60 <= at < 160
+    settings = [str(hdf5), str(killed), to_json(policy), to_json(config)]
+    for last in (30, 70):
+        command = [sys.executable, "-c", DYING + CHILD, *settings]
+        child = subprocess.run(command, env=os.environ | {"LAST_STEP": str(last)}, timeout=120)
+        assert child.returncode == -signal.SIGKILL
+        assert 0 < int(checkpoint_folders(killed)[-1].name) <= last
     run_training(hdf5, killed, config, policy=policy, resume=True)
-    for part in ("model.safetensors", "checkpoints/000000160/state.safetensors"):
+    for part in ("model.safetensors", "checkpoints/000000100/state.safetensors"):
         whole, resumed = load_file(tmp_path / "whole" / part), load_file(killed / part)
         assert whole.keys() == resumed.keys()
         assert all(torch.equal(whole[name], resumed[name]) for name in whole), part

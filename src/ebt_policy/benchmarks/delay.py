@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ebt_policy.benchmarks.serving import serving
 from ebt_policy.client import PolicyClient
 from ebt_policy.config import override
-from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
+from ebt_policy.evaluation.statistics import score_interval, wilson
 from ebt_policy.policies.files import load_policy
 from ebt_policy.provenance import provenance
 from ebt_policy.tasks import make_task
@@ -188,12 +188,11 @@ def _drive(job: tuple[int, str, Link, int]) -> _Ride:
 
 
 def _row(link: Link, rides: list[_Ride]) -> dict[str, Any]:
-    scores = [ride.score for ride in rides]
-    successes = [int(ride.success) for ride in rides]
+    scores, successes = [ride.score for ride in rides], [ride.success for ride in rides]
     steps = sum(ride.steps for ride in rides)
     return {
         **asdict(link), "score": round(float(np.mean(scores)), 4),
-        "score_ci95": [round(x, 4) for x in bootstrap_mean(scores)],
+        "score_ci95": [round(x, 4) for x in score_interval(scores, successes)],
         "success": round(float(np.mean(successes)), 4),
         "success_ci95": [round(x, 4) for x in wilson(sum(successes), len(successes))],
         "seam_jerk": _mean([jerk for ride in rides for jerk in ride.seam_jerks]),

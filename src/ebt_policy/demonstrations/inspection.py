@@ -140,7 +140,7 @@ def _summarise(demonstrations: Demonstrations, name: str, bar: tqdm) -> KeySumma
             continue
         flat = part.reshape(len(part), -1)
         if is_image(info.shape) and flat.dtype != np.uint8:
-            unlike = (flat < 0) | (flat > 255) | (flat != np.floor(flat))
+            unlike = np.isfinite(flat) & ((flat < 0) | (flat > 255) | (flat != np.floor(flat)))
             if unlike.any():
                 if first_unlike < 0:
                     first_unlike = start + int(np.argwhere(unlike)[0][0])

@@ -17,10 +17,11 @@ from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.energy.observation import ObservationEnergy
 from ebt_policy.errors import UserError
 from ebt_policy.evaluation.action_error import chunk_starts
-from ebt_policy.evaluation.rollout import Rollout, visits
+from ebt_policy.evaluation.rollout import Rollout, check_fit, visits
 from ebt_policy.policies.alarm import ALARM_FILE, Alarm, flat, least_episodes
 from ebt_policy.policies.base import Policy
 from ebt_policy.policies.files import WEIGHTS_FILE, load_policy, replace_file
+from ebt_policy.tasks import make_task
 from ebt_policy.training.files import TRAINING_FILE, read_summary
 from ebt_policy.windows.arrays import load_arrays
 from ebt_policy.windows.windows import Windows, split_episodes
@@ -146,10 +147,12 @@ def calibrate(
     trained, held_out = training_windows(run, policy, data)
     if task is None:
         _check_enough(len(held_out.first.unique()), len(trained.first.unique()), rate)
-    elif episodes < (least := least_episodes(rate)):
-        raise UserError(
-            f"--episodes {episodes}: a rate of {rate} false alarms takes {least} or more"
-        )
+    else:
+        check_fit(policy, make_task(task))
+        if episodes < (least := least_episodes(rate)):
+            raise UserError(
+                f"--episodes {episodes}: a rate of {rate} false alarms takes {least} or more"
+            )
     values = _demonstrated(policy, trained, imagined, seed)
     energy = learn_observations(policy, trained, seed)
     unset = Alarm(energy, [0.0], 0.5, "")

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ebt_policy.demonstrations.base import TASK, plain_name
 from ebt_policy.errors import UserError
-from ebt_policy.evaluation.statistics import bootstrap_mean, wilson
+from ebt_policy.evaluation.statistics import score_interval, wilson
 from ebt_policy.evaluation.video import VideoWriter
 from ebt_policy.policies.base import Policy, moved_on
 from ebt_policy.policies.files import load_policy
@@ -451,7 +451,7 @@ def of_records(records: list[dict[str, Any]], task: Task) -> dict[str, Any]:
         "success_rate": successes / len(records),
         "success_ci95": list(wilson(successes, len(records))),
         "score_mean": float(np.mean(scores)),
-        "score_ci95": list(bootstrap_mean(scores)),
+        "score_ci95": list(score_interval(scores, [r["success"] for r in records])),
         "descent_steps_mean": float(np.mean(steps)),
         **({"per_task": per_task} if per_task else {}),
         **of_task,

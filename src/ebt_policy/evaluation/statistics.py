@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,16 +30,18 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
 
 
 def bootstrap_mean(values: list[float], resamples: int = 10_000) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean, the same for the same values.
-
-    Where all values are 0 or all are 1 there is nothing to draw from, and the interval is Wilson's.
-    """
+    """95% percentile bootstrap interval of the mean, the same for the same values."""
     array = np.asarray(values)
-    if np.all(array == array[0]) and array[0] in (0, 1):
-        return wilson(int(array.sum()), len(array))
     draws = np.random.default_rng(0).integers(len(array), size=(resamples, len(array)))
     low, high = np.percentile(array[draws].mean(1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def score_interval(scores: Sequence[float], successes: Sequence[bool]) -> tuple[float, float]:
+    """95% interval of the mean score: of a proportion where success is all that is scored."""
+    if all(score == success for score, success in zip(scores, successes, strict=True)):
+        return wilson(sum(successes), len(successes))
+    return bootstrap_mean(list(scores))
 
 
 def bootstrap_crossed(

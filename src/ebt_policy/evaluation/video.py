@@ -42,6 +42,7 @@ class VideoWriter:
         self.partial = path.with_name(f".{path.name}.part")
         self.every = max(1, math.ceil(rate / _MAX_FPS))
         self.fps = rate / self.every
+        self.frames = 0
         self.writer: Any = None
 
     def frame(self, environment: Environment, step: int) -> None:
@@ -62,7 +63,7 @@ class VideoWriter:
             try:
                 self.partial.open("wb").close()
             except OSError as error:
-                raise self._unwritable() from error
+                raise self._unwritable(str(error.strerror)) from error
             self.writer = imageio_ffmpeg.write_frames(
                 str(self.partial), (image.shape[1], image.shape[0]), fps=self.fps,
                 macro_block_size=2, ffmpeg_log_level="quiet", output_params=["-f", "mp4"],
@@ -71,22 +72,36 @@ class VideoWriter:
         try:
             self.writer.send(image)
         except OSError as error:  # ffmpeg could not write
-            raise self._unwritable() from error
+            self.discard()
+            raise self._unwritable("is the disk full?") from error
+        self.frames += 1
 
     def close(self) -> None:
         """Finish the file.
 
         Raises:
-            UserError: ffmpeg could not write it. Sending the frames of a short episode does not
-                tell: all of them fit into the pipe.
+            UserError: ffmpeg could not write all of it, which it does not tell: the frames of a
+                short episode fit into the pipe. So they are counted.
         """
         if self.writer is None:
             return
+        import imageio_ffmpeg
+
         self.writer.close()
-        if self.partial.stat().st_size == 0:
-            self.partial.unlink()
-            raise self._unwritable()
+        try:
+            written, _ = imageio_ffmpeg.count_frames_and_secs(str(self.partial))
+        except RuntimeError:  # no video at all
+            written = 0
+        if written < self.frames:
+            self.discard()
+            raise self._unwritable("is the disk full?")
         self.partial.replace(self.path)
 
-    def _unwritable(self) -> UserError:
-        return UserError(f"--video {self.path}: cannot be written")
+    def discard(self) -> None:
+        """Leave nothing of an unfinished video."""
+        if self.writer is not None:
+            self.writer.close()
+        self.partial.unlink(missing_ok=True)
+
+    def _unwritable(self, reason: str) -> UserError:
+        return UserError(f"--video {self.path}: cannot be written: {reason}")

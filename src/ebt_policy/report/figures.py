@@ -58,7 +58,7 @@ def png(figure: Figure) -> bytes:
 
 
 def success_bars(results: list[dict[str, Any]], measure: str) -> Figure:
-    """Bars with 95% intervals: ``success`` (Wilson) or ``score`` (bootstrap), by task.
+    """Bars with 95% intervals: ``success`` (Wilson) or ``score``, by task.
 
     Args:
         results: each with the name of its run as ``run``.

@@ -49,9 +49,8 @@ def write_report(runs: list[Path], out: Path, note: str | None = None) -> None:
     Raises:
         UserError: a run has no results, or the file cannot be written.
     """
-    results = [
-        result | {"run": _run_name(run, runs)} for run in runs for result in read_results(run)
-    ]
+    names = _run_names(runs)
+    results = [result | {"run": names[run]} for run in runs for result in read_results(run)]
     parts = [f"<h1>{html.escape(_title(results))}</h1>"]
     if note:
         parts.append(f'<p class="note">{html.escape(note)}</p>')
@@ -63,19 +62,18 @@ def write_report(runs: list[Path], out: Path, note: str | None = None) -> None:
     if any(result["score_mean"] != result["success_rate"] for result in results):
         parts.append(_figure(
             figures.success_bars(results, "score"),
-            "Mean of each episode's highest score, with 95% bootstrap intervals.",
+            "Mean of each episode's highest score, with 95% intervals.",
         ))  # fmt: skip
-    curves = [(_run_name(run, runs), _policy_name(run), read_metrics(run)) for run in runs]
+    curves = [(names[run], _policy_name(run), read_metrics(run)) for run in runs]
     parts += ["<h2>Learning</h2>", _figure(
         figures.learning_curves(curves),
         "Left: training loss. Right: error of predicted chunks on held-out episodes.",
     )]  # fmt: skip
     for run in runs:
-        name = _run_name(run, runs)
-        energy = next((r for r in results if r["run"] == name and r["policy"] == "ebt"), None)
+        energy = next((r for r in results if r["run"] == names[run] and r["policy"] == "ebt"), None)
         if energy is not None:
             parts += _energy_section(run, energy)
-    parts += _videos(runs)
+    parts += _videos(names)
     first = results[0]
     parts.append(
         f"<footer>commit {html.escape(first['commit'])} · {html.escape(first['hardware'])} · "
@@ -94,9 +92,15 @@ def _title(results: list[dict[str, Any]]) -> str:
     return "ebt-policy: " + ", ".join(sorted({result["task"] for result in results}))
 
 
-def _run_name(run: Path, runs: list[Path]) -> str:
-    run, names = run.resolve(), [other.resolve().name for other in runs]
-    return run.name if names.count(run.name) == 1 else f"{run.parent.name}/{run.name}"
+def _run_names(runs: list[Path]) -> dict[Path, str]:
+    """Each folder's name, with as much of the path before it as tells them apart."""
+    places = {run: run.absolute() for run in runs}
+    longest = max(len(place.parts) for place in places.values())
+    for count in range(1, longest):
+        names = {run: "/".join(place.parts[-count:]) for run, place in places.items()}
+        if len(set(names.values())) == len(set(places.values())):
+            return names
+    return {run: str(place) for run, place in places.items()}
 
 
 def _policy_name(run: Path) -> str:
@@ -233,12 +237,12 @@ def _pictures_section(
     ]
 
 
-def _videos(runs: list[Path]) -> list[str]:
+def _videos(names: dict[Path, str]) -> list[str]:
     parts = []
-    for run in runs:
+    for run, name in names.items():
         for path in sorted((run / RESULTS_FOLDER).glob("*.mp4")):
             data = base64.b64encode(path.read_bytes()).decode()
-            caption = f"{_run_name(run, runs)}: first evaluated episode"
+            caption = f"{name}: first evaluated episode"
             parts.append(
                 f'<figure style="display:inline-block"><video controls loop muted playsinline '
                 f'src="data:video/mp4;base64,{data}"></video>'

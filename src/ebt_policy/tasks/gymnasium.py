@@ -7,8 +7,8 @@
   of which those of uint8 stay what they are (images);
 * actions: a one-dimensional ``Box``, in the units of the demonstrations;
 * success: ``info["is_success"]`` or ``info["success"]`` at any step;
-* score: ``info["score"]`` where there is one, else 1 at success and 0 before; an episode needs one
-  of the three at one step at least;
+* score: ``info["score"]`` where there is one, else 1 at success and 0 before; every episode that
+  ends needs one of the three, a failed one, too;
 * rendering: ``rgb_array``, only for videos;
 * ``max_episode_steps`` of the registration is the horizon.
 """
@@ -34,7 +34,8 @@ _JUDGEMENTS = ("is_success", "success", "score")
 class GymnasiumEnvironment(Environment):
     """Adapter from a gymnasium environment, see the module's text.
 
-    What it raises becomes a ``UserError`` that names the episode, with the original as its cause.
+    What it raises while it is reset or takes a step becomes a ``UserError`` that names the episode,
+    with the original as its cause.
     """
 
     def __init__(self, identifier: str) -> None:
@@ -48,7 +49,7 @@ class GymnasiumEnvironment(Environment):
         self._is_judged = False
         with self._named():
             observation, _ = self._environment.reset(seed=seed)
-        return self._observe(observation)
+            return self._observe(observation)
 
     def step(self, action: np.ndarray) -> Outcome:
         space = self._environment.action_space
@@ -57,14 +58,15 @@ class GymnasiumEnvironment(Environment):
             observation, _, terminated, truncated, info = self._environment.step(clipped)
             success = bool(info.get("is_success", info.get("success", False)))
             score = float(info.get("score", success))
+            seen = self._observe(observation)
+            self._is_judged = self._is_judged or not info.keys().isdisjoint(_JUDGEMENTS)
         done = bool(terminated or truncated)
-        self._is_judged = self._is_judged or not info.keys().isdisjoint(_JUDGEMENTS)
         if done and not self._is_judged:
             raise UserError(
                 f"{self._episode}: no step's info had any of {', '.join(_JUDGEMENTS)}; the "
-                "environment has to give one of them, at the last step at least"
+                "environment has to give one of them in every episode, failed ones included"
             )
-        return Outcome(self._observe(observation), score, success, done)
+        return Outcome(seen, score, success, done)
 
     def render(self) -> np.ndarray:
         return np.asarray(self._environment.render(), np.uint8)

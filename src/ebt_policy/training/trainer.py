@@ -17,6 +17,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -87,7 +88,8 @@ def train(
     Raises:
         UserError: the folder holds another run, data do not fit, the loss becomes NaN, or the
             disk is full.
-        KeyboardInterrupt: after Ctrl-C; says at which step, where a checkpoint was saved.
+        KeyboardInterrupt: after Ctrl-C; says at which step, where a checkpoint was saved (not
+            where several processes train).
     """
     return Trainer(demonstrations, policy_config, config, run, resume).train()
 
@@ -356,11 +358,12 @@ class Trainer:
                     with self._uncounted():
                         self._validate()
                 due = time.perf_counter() - saved_at >= self.config.checkpoint_seconds
-                if self._agreed(due or self._interrupted):
+                interrupted = self._interrupted
+                if self._agreed(due or interrupted):
                     with self._uncounted():
                         self._checkpoint()
                     saved_at = time.perf_counter()
-                if self._interrupted:
+                if interrupted:
                     raise KeyboardInterrupt(f"at step {self.step}")
         self._count()
         self._checkpoint()
@@ -384,6 +387,7 @@ class Trainer:
         def interrupt(*_: Any) -> None:
             self._interrupted = True
             signal.signal(signal.SIGINT, usual)
+            tqdm.write("saving after this step; Ctrl-C again ends at once", file=sys.stderr)
 
         signal.signal(signal.SIGINT, interrupt)
         try:
