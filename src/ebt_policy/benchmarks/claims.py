@@ -174,6 +174,7 @@ def _claims(found: Found) -> str:
         for signal, label in (
             ("energy", "the chunk's energy"),
             ("gradient", "the gradient at the last step"),
+            ("spread of 8 starts", "the spread of eight starts"),
             ("energy of the observation", "the observation's energy"),
         ):
             mean, low, high = signals[signal]["failure"]
