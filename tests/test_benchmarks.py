@@ -199,7 +199,8 @@ def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) ->
         json.dumps({"task": "x", "alarm_rate": 0.1, "alarms": {"of_successes": alarm}})
     )
     auroc = {"failure": [0.7, 0.6, 0.8], "shift": {"0.01": [0.9, 0.8, 1.0]}}
-    signals = dict.fromkeys(("energy", "gradient", "energy of the observation"), auroc)
+    measured = ("energy", "gradient", "spread of 8 starts", "energy of the observation")
+    signals = dict.fromkeys(measured, auroc)
     (tmp_path / "uncertainty-x.json").write_text(
         json.dumps({"task": "x", "signals": signals, "demonstrations": 5, "failures": 9,
                     "successes": 8})
