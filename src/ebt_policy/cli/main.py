@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt as interruption:
-        print(" ".join(["ebt-policy: interrupted", *interruption.args]), file=sys.stderr)
+        saved = f" {interruption}; continue with the same command and --resume"
+        print(f"ebt-policy: interrupted{saved if interruption.args else ''}", file=sys.stderr)
         return 1
     return 0
 
@@ -491,13 +492,7 @@ def _train(options: argparse.Namespace) -> None:
         if lacking := missing(demonstrations, policy_config.streams):
             masked = "what is missing is masked out, in training and in acting"
             print(f"{lacking}: {masked}", file=sys.stderr)
-    try:
-        train(demonstrations, policy_config, training_config, Path(options.out), options.resume)
-    except KeyboardInterrupt as interruption:
-        if interruption.args:  # the run was saved
-            hint = "continue with the same command and --resume"
-            raise KeyboardInterrupt(f"{interruption}; {hint}") from None
-        raise
+    train(demonstrations, policy_config, training_config, Path(options.out), options.resume)
     if speaks:
         print(f"{options.out}: done; next: ebt-policy eval {options.out} --task …")
 

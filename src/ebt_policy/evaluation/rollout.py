@@ -120,6 +120,8 @@ class _Worker:
         self.rollout = rollout
         self.task, self.policy = make_task(rollout.task), rollout.policy()
         check_fit(self.policy, self.task)
+        plain = {name: plain_name(name) for name in self.policy.stream_names}
+        self.aliases = {name: short for name, short in plain.items() if name != short}
         self.environments: list[Environment] = []
 
     def group(self, seeds: list[int], kept: int = 1) -> _Group:
@@ -203,13 +205,12 @@ class _Worker:
 
     def _named(self, observation: Observation) -> Observation:
         """The observation, also by the names that LeRobot's data have for its streams."""
-        plain = {name: plain_name(name) for name in self.policy.stream_names}
         lacking = {
-            name: observation[given]
-            for name, given in plain.items()
-            if name not in observation and given in observation
+            name: observation[short]
+            for name, short in self.aliases.items()
+            if name not in observation and short in observation
         }
-        return {**observation, **lacking}
+        return {**observation, **lacking} if lacking else observation
 
     def close(self) -> None:
         """Close the environments."""
