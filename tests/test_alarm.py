@@ -52,6 +52,18 @@ def test_the_energy_of_observations_is_low_on_a_curve_and_high_off_it() -> None:
     assert not any(p.requires_grad for p in energy.parameters())
 
 
+def test_what_breaks_a_bond_between_numbers_shows_although_it_is_small() -> None:
+    """A third number that is always the difference of the others, which go anywhere."""
+    torch.manual_seed(0)
+    free = 2 * torch.rand(2000, 2) - 1
+    rows = torch.cat([free, free[:, :1] - free[:, 1:]], 1)
+    energy = ObservationEnergy(3)
+    energy.fit(rows[:1000], [3], seed=0, steps=1000)
+    along = rows[1000:] + torch.tensor([0.05, 0.05, 0])
+    across = rows[1000:] + torch.tensor([0, 0, 0.05])
+    assert energy(across).median() > 300 * energy(along).median()  # 27 where P is 1
+
+
 def alarmed(scores: list[float], rate: float = 0.5) -> Any:
     made = policy()
     torch.manual_seed(1)

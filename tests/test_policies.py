@@ -217,6 +217,26 @@ def test_bad_observations_are_named(change: str, message: str) -> None:
         policy().predict_chunk(wrong(change))
 
 
+def test_numbers_far_beyond_the_demonstrations_are_seen_at_the_limit() -> None:
+    made = policy(policy="regression", observation_limit=1.5)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    normaliser = dict(made._named_normalisers())["extra"]
+
+    def plan(far: float) -> np.ndarray:
+        """With a number so far from the middle of the demonstrations, in half their range."""
+        seen = observations(3)
+        for name, values in seen.items():
+            values[:] = np.clip(values, -0.5, 0.5) if name == "state" else 0
+        value = normaliser.centre[1] + far * normaliser.half_range[1]
+        seen["extra"].reshape(3, 2, 6)[..., 1] = value
+        return made.predict_chunk(seen).plan
+
+    assert not np.allclose(plan(1.2), plan(1.5))
+    assert np.allclose(plan(1.5), plan(20), rtol=1e-4, atol=1e-4)
+    assert not np.allclose(plan(-1.5), plan(1.5))
+
+
 def test_text_for_numbers_is_named() -> None:
     seen = {"state": "left", "extra": np.zeros((2, 3))}
     with pytest.raises(UserError, match="observation 'state' is no array of numbers"):
@@ -277,6 +297,7 @@ def test_configuration_round_trip_and_overrides() -> None:
         ("network.attention_dropout=2", "attention_dropout = 2.0"),
         ("diffusion.ddim_steps=200", "ddim_steps = 200: at most"),
         ("mip.level=1", "mip.level = 1.0"),
+        ("observation_limit=0.9", "observation_limit = 0.9: it must be at least 1"),
         ("unrolled.extra_steps=0", "extra_steps = 0: it must be at least 1"),
     ],
 )

@@ -423,6 +423,10 @@ class PolicyConfig:
     """All that a saved policy needs to be built again; a run's ``config.json``.
 
     Attributes:
+        observation_limit: how far from the middle of the demonstrations a network sees an observed
+            number, in half their range: one that lies beyond is seen at the limit. What a network
+            makes of numbers beyond all that it was trained on is chance; held there, it goes by
+            the others, for instance by where an object is as seen from the hand.
         sentence_noise: standard deviation of the noise on a sentence's vector in training, of
             half the range that the demonstrations' sentences have in each dimension: what is
             learned is a neighbourhood of every sentence instead of the sentence alone, and
@@ -435,6 +439,7 @@ class PolicyConfig:
     network: NetworkConfig
     windows: WindowConfig = field(default_factory=WindowConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
+    observation_limit: float = 1.3
     sentence_noise: float = 0.3
     form: EnergyForm = "residual"
     objective: ObjectiveName = "basin"
@@ -475,6 +480,11 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if not self.streams:
             raise UserError("streams is empty: a policy needs at least one observation stream")
+        if not self.observation_limit >= 1:
+            raise UserError(
+                f"observation_limit = {self.observation_limit}: it must be at least 1, where the "
+                "demonstrations end"
+            )
         if not self.sentence_noise >= 0:
             raise UserError(f"sentence_noise = {self.sentence_noise}: it must be at least 0")
         if self.action_dim < 1:

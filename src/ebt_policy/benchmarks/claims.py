@@ -29,6 +29,7 @@ from ebt_policy.benchmarks.pages import (
 )
 from ebt_policy.benchmarks.stability import CHUNKS, FACTORS, RATIO, SCALES
 from ebt_policy.benchmarks.study import BenchTask
+from ebt_policy.benchmarks.uncertainty import OBSERVED, OBSERVED_AND_CHANGE
 from ebt_policy.benchmarks.uncertainty import SHIFTS as SHIFTED_BY
 from ebt_policy.evaluation.statistics import bootstrap_crossed
 from ebt_policy.policies.files import replace_file
@@ -171,17 +172,23 @@ def _claims(found: Found) -> str:
     for file, measured in found.uncertainty.items():
         signals, where = measured["signals"], measured["task"]
         command = f"`bench uncertainty … --task {where} --json results/{file}`"
-        for signal, label in (
-            ("energy", "the chunk's energy"),
-            ("gradient", "the gradient at the last step"),
-            ("spread of 8 starts", "the spread of eight starts"),
-            ("energy of the observation", "the observation's energy"),
+        for signal, how, label in (
+            ("energy", "failure", "the chunk's energy"),
+            ("gradient", "failure", "the gradient at the last step"),
+            ("spread of 8 starts", "failure", "the spread of eight starts"),
+            (OBSERVED, "failure", "the observation's energy"),
+            (OBSERVED_AND_CHANGE, "failure_mean", "the observation's energy and change of plan"),
         ):
-            mean, low, high = signals[signal]["failure"]
+            mean, low, high = signals[signal][how]
             rows.append([
-                f"{label} tells failure, AUROC 0.85: {where}", command,
+                f"{label}: AUROC 0.85 for failure: {where}", command,
                 bracketed(mean, low, high), verdict_of(low, high, 0.85),
             ])  # fmt: skip
+        size, (mean, low, high) = list(signals[OBSERVED]["shift"].items())[-1]
+        rows.append([
+            f"the observation's energy: AUROC 0.95 for noise of {size}: {where}", command,
+            bracketed(mean, low, high), verdict_of(low, high, 0.95),
+        ])  # fmt: skip
     for file, result in found.alarms.items():
         if "+" in result["task"]:
             continue  # disturbed: an alarm is then no false one
@@ -443,14 +450,14 @@ def _uncertainty(found: Found) -> str:
     rows = []
     for measured in found.uncertainty.values():
         for signal, values in measured["signals"].items():
-            mean, low, high = values["failure"]
             rows.append([
                 f"{measured['task']}, {measured['demonstrations']} demonstrations", signal,
-                bracketed(mean, low, high),
+                bracketed(*values["failure"]), bracketed(*values["failure_mean"]),
                 *(f"{shifted[0]:.3f}" for shifted in values["shift"].values()),
                 f"{measured['failures']} / {measured['successes']}",
             ])  # fmt: skip
-    head = ["setting", "signal", "AUROC failure [95%]", *(f"noise {size:g}" for size in SHIFTED_BY)]
+    head = ["setting", "signal", "AUROC failure, highest [95%]", "mean [95%]"]
+    head += [f"noise {size:g}" for size in SHIFTED_BY]
     return markdown([*head, "failures / successes"], rows)
 
 

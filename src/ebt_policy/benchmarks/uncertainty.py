@@ -1,10 +1,15 @@
 """``bench uncertainty``: do energies tell that an episode will fail, or that the scene is another?
 
-Every signal is computed at each chunk of the same episodes. An episode's score is the highest of
-its first m chunks, m such that nine in ten successful ones have as many; those that are shorter
-are left out, so that a failure is not recognised by its length. AUROC: how often a failed episode
-scores above a successful one; and how often an observation of a successful episode scores higher
-once it has been shifted than another as it was.
+Every signal is computed at each chunk of the same episodes; positive ones as logarithms. An
+episode's score is the highest, or the mean, of its first m chunks, m such that nine in ten
+successful ones have as many; those that are shorter are left out, so that a failure is not
+recognised by its length. AUROC: how often a failed episode scores above a successful one; and how
+often an observation of a successful episode scores higher once it has been shifted than another as
+it was.
+
+*Change of plan*: mean square between a chunk and the one before it, over the steps that both plan
+for (cf. arXiv 2410.04640). It is about what the robot's actions have led to, as the observation's
+energy is about where it is; the sum of their logarithms is a signal of its own.
 """
 
 from __future__ import annotations
@@ -36,6 +41,12 @@ _RESAMPLES = 2_000
 _ROWS = 256  # observations at once
 # Standard deviations of normal noise on every observed number, in its own units.
 SHIFTS = (0.005, 0.01, 0.02)
+
+OBSERVED, _DISTILLED = "energy of the observation", "random network distillation"
+_CHANGE = "change of plan"
+_AND_CHANGE = f" and {_CHANGE}"
+OBSERVED_AND_CHANGE = OBSERVED + _AND_CHANGE
+_PLAN = "plan"
 
 Signals = dict[str, np.ndarray]
 
@@ -82,20 +93,29 @@ def measure_uncertainty(
     first = int(np.quantile(lengths, 0.1, method="lower"))
     seen = [visit for visit in seen if len(visit.windows) >= first]
     failed = np.array([not visit.record.success for visit in seen])
-    each = [signals(_stack(visit.windows[:first], names)) for visit in tqdm(seen, desc="signals")]
+    each = [
+        signals(_stack(visit.windows[:first], names), np.arange(first) > 0)
+        for visit in tqdm(seen, desc="signals")
+    ]
     succeeded = [visit for visit in seen if visit.record.success]
     calm = _stack([window for visit in succeeded for window in visit.windows], names)
-    plain = signals(calm)
+    goes_on = np.concatenate([np.arange(len(visit.windows)) > 0 for visit in succeeded])
+    plain = signals(calm, goes_on)
     random = np.random.default_rng(seed)
-    shifted = {size: signals(_noisy(calm, size, random)) for size in SHIFTS}
+    shifted = {size: signals(_noisy(calm, size, random), goes_on) for size in SHIFTS}
     rows = {}
     for name in plain:
-        scores = np.array([found[name].max() for found in each])
+        of_episodes = {
+            "failure": np.array([np.nanmax(found[name]) for found in each]),
+            "failure_mean": np.array([np.nanmean(found[name]) for found in each]),
+        }
         rows[name] = {
-            "failure": auroc(scores[failed], scores[~failed]),
+            how: auroc(scores[failed], scores[~failed]) for how, scores in of_episodes.items()
+        } | {
             "shift": {
-                str(size): auroc(found[name], plain[name]) for size, found in shifted.items()
-            },
+                str(size): auroc(*(one[name][~np.isnan(one[name])] for one in (found, plain)))
+                for size, found in shifted.items()
+            }
         }
     return {
         "task": task, "episodes": episodes, "first_seed": seed, "failures": int(failed.sum()),
@@ -136,13 +156,19 @@ def _noisy(
 
 def _signals(
     policy: EnergyPolicy, other: DiffusionPolicy, trained: Windows, seed: int
-) -> Callable[[dict[str, np.ndarray]], Signals]:
-    """A function from observation windows, stacked, to every signal of each."""
+) -> Callable[[dict[str, np.ndarray], np.ndarray], Signals]:
+    """A function from observation windows, stacked, to every signal of each.
+
+    Its second argument says of each window whether it follows the one before it; the signals that
+    need a chunk before are NaN where it does not.
+    """
     learned = learn_observations(policy, trained, seed)
     batch = trained.gather(torch.arange(len(trained)))
     known = flat(policy.normalise_observation(batch.observations))
     with one_thread():
         distillation, reconstruction = _distilled(known), _reconstruction(known)
+
+    executed = policy.config.windows.action_steps
 
     def some(windows: dict[str, np.ndarray]) -> dict[str, Tensor]:
         observation = policy.normalise_observation(
@@ -159,22 +185,30 @@ def _signals(
         landed = [policy.sample(observation, None, None)[0] for _ in range(_STARTS)]
         sampled = [other.sample(observation, None, None)[0] for _ in range(_STARTS)]
         return {
-            "energy": final, "gradient": rms(gradient), "drop of the energy": first - final,
-            f"spread of {_STARTS} starts": torch.stack(landed).var(0).mean((1, 2)),
-            "energy of the observation": learned(rows),
-            f"spread of {_STARTS} diffusion chunks": torch.stack(sampled).var(0).mean((1, 2)),
-            "random network distillation": distillation(rows),
-            "reconstruction": reconstruction(rows),
+            "energy": final, "drop of the energy": first - final, _PLAN: landed[0],
+            "gradient": rms(gradient).log(),
+            f"spread of {_STARTS} starts": torch.stack(landed).var(0).mean((1, 2)).log(),
+            OBSERVED: learned(rows).log(),
+            f"spread of {_STARTS} diffusion chunks":
+                torch.stack(sampled).var(0).mean((1, 2)).log(),
+            _DISTILLED: distillation(rows).log(), "reconstruction": reconstruction(rows).log(),
         }  # fmt: skip
 
-    def every(windows: dict[str, np.ndarray]) -> Signals:
-        count = len(next(iter(windows.values())))
+    def every(windows: dict[str, np.ndarray], goes_on: np.ndarray) -> Signals:
+        count = len(goes_on)
         with torch.no_grad():
             parts = [
                 some({name: values[i : i + _ROWS] for name, values in windows.items()})
                 for i in range(0, count, _ROWS)
             ]
-        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+        found = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+        plans = found.pop(_PLAN)
+        change = np.full(count, np.nan, np.float32)
+        change[1:] = np.square(plans[:-1, executed:] - plans[1:, :-executed]).mean((1, 2))
+        found[_CHANGE] = np.log(np.where(goes_on, change, np.nan))
+        for name in (OBSERVED, _DISTILLED):
+            found[name + _AND_CHANGE] = found[name] + found[_CHANGE]
+        return found
 
     return every
 

@@ -28,6 +28,8 @@ class ObservationEncoder(nn.Module):
         network, observation_steps = config.network, config.windows.observation_steps
         # ModuleDict keys may not hold dots; the index keeps any stream name legal.
         self.names = sorted(config.streams.keys() - config.cameras.keys())
+        self.numbers = {name for name, of in config.streams.items() if of.kind == "numbers"}
+        self.limit = config.observation_limit
         self.camera_names = sorted(config.cameras)
         self.streams = nn.ModuleList(
             nn.Linear(config.streams[name].features, network.width) for name in self.names
@@ -46,15 +48,20 @@ class ObservationEncoder(nn.Module):
     def forward(self, observation: dict[str, Float[Tensor, "b s ..."]]) -> Float[Tensor, "b s w"]:
         """Encode normalised streams, as ``Policy.normalise_observation`` returns them.
 
-        A stream may be missing altogether; or in some windows, with its presence beside it.
+        Numbers beyond ``observation_limit`` are held there. A stream may be missing altogether; or
+        in some windows, with its presence beside it.
         """
 
         def where_present(name: str, term: Tensor) -> Tensor:
             present = observation.get(presence(name))
             return term if present is None else torch.where(present > 0, term, 0)
 
+        def seen_as(name: str) -> Tensor:
+            values = observation[name]
+            return values.clamp(-self.limit, self.limit) if name in self.numbers else values
+
         tokens = self.positions + sum(
-            where_present(name, layer(observation[name]))
+            where_present(name, layer(seen_as(name)))
             for name, layer in zip(self.names, self.streams, strict=True)
             if name in observation
         )

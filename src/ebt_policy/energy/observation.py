@@ -7,9 +7,12 @@ the observation by itself. It is learned by the same rule as the chunk's (one un
 the demonstration, see :mod:`ebt_policy.objectives.basin`), the observation in the place of the
 chunk:
 
-    F(o) = 1/2 || o - g(o) ||^2,      L = || g(c(o)) - o ||^2
+    F(o) = 1/2 r^T P r,    r = o - g(o),    L = || g(c(o)) - o ||^2
 
-With g frozen the step is o - g(o), so g lands where o would be if it had been demonstrated. c adds
+With g frozen the step P^-1 grad F = r, so it lands on g(o), where o would be if it had been
+demonstrated. The precision P is the inverse covariance of r on the demonstrations: numbers that
+are bound to each other there (a place, a hand's place, and the one as seen from the other) have
+hardly any r in some directions, and what breaks those bonds shows although it is small. c adds
 normal noise of a size drawn from U(0, noise), and exchanges each stream, now and then, for that of
 another window: g learns what each stream is to be, given the others, and F is high where they do
 not belong together (a closed gripper far from everything), however far from each other the
@@ -27,6 +30,8 @@ from ebt_policy.shapes import Float
 
 _NOISE = 0.1  # of the range [-1, 1] of the demonstrations
 _EXCHANGED = 0.25  # of the windows, for each stream
+_RIDGE = 0.01  # of the mean variance of r, added to every one
+_SHOWN = 20_000  # windows that r's covariance is of
 STEPS, BATCH, _LEARNING_RATE = 6_000, 256, 1e-3
 
 
@@ -58,10 +63,12 @@ class ObservationEnergy(nn.Module):
             nn.Linear(features, width), nn.GELU(), nn.Linear(width, width), nn.GELU(),
             nn.Linear(width, features),
         )  # fmt: skip
+        self.register_buffer("root", torch.eye(features))
+        self.root: Tensor  # of the precision: P = root root^T
 
     def forward(self, windows: Float[Tensor, "b d"]) -> Float[Tensor, b]:
         """F of each window."""
-        return 0.5 * (windows - self.layers(windows)).square().sum(1)
+        return 0.5 * ((windows - self.layers(windows)) @ self.root).square().sum(1)
 
     def fit(
         self, windows: Float[Tensor, "n d"], streams: Sequence[int], seed: int, steps: int = STEPS
@@ -94,3 +101,8 @@ class ObservationEnergy(nn.Module):
 
         minimise(self.parameters(), loss, steps)
         self.requires_grad_(False)
+        shown = windows[torch.randint(len(windows), (_SHOWN,), generator=generator)]
+        rest = (shown - self.layers(shown)).double()
+        variances, axes = torch.linalg.eigh(rest.T @ rest / len(rest))
+        ridge = _RIDGE * variances.mean() + torch.finfo(torch.float32).tiny
+        self.root.copy_(axes / (variances.clamp_min(0) + ridge).sqrt())
