@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm import tqdm, trange
 
 from ebt_policy.descent import rms
 from ebt_policy.energy.observation import BATCH, minimise
@@ -86,17 +86,18 @@ def measure_uncertainty(
     rollout = visits(Rollout(str(run), task), seed)
     seen = list(tqdm(itertools.islice(rollout, episodes), desc=task, total=episodes, unit="ep"))
     rollout.close()
-    failed = np.array([not visit.record.success for visit in seen])
-    if failed.all() or not failed.any():
-        raise UserError(f"{task}: {failed.sum()} of {episodes} episodes failed; AUROC needs both")
     lengths = [len(visit.windows) for visit in seen if visit.record.success]
-    first = int(np.quantile(lengths, 0.1, method="lower"))
+    # Two at least: a plan changes from one chunk to the next.
+    first = max(2, int(np.quantile(lengths, 0.1, method="lower"))) if lengths else 2
     seen = [visit for visit in seen if len(visit.windows) >= first]
     failed = np.array([not visit.record.success for visit in seen])
-    each = [
-        signals(_stack(visit.windows[:first], names), np.arange(first) > 0)
-        for visit in tqdm(seen, desc="signals")
-    ]
+    if failed.all() or not failed.any():
+        raise UserError(
+            f"{task}: {failed.sum()} of {len(seen)} episodes failed (of {first} chunks or more); "
+            "AUROC needs both"
+        )
+    beginnings = _stack([window for visit in seen for window in visit.windows[:first]], names)
+    each = signals(beginnings, np.arange(first * len(seen)) % first > 0)
     succeeded = [visit for visit in seen if visit.record.success]
     calm = _stack([window for visit in succeeded for window in visit.windows], names)
     goes_on = np.concatenate([np.arange(len(visit.windows)) > 0 for visit in succeeded])
@@ -106,8 +107,8 @@ def measure_uncertainty(
     rows = {}
     for name in plain:
         of_episodes = {
-            "failure": np.array([np.nanmax(found[name]) for found in each]),
-            "failure_mean": np.array([np.nanmean(found[name]) for found in each]),
+            "failure": np.nanmax(each[name].reshape(-1, first), 1),
+            "failure_mean": np.nanmean(each[name].reshape(-1, first), 1),
         }
         rows[name] = {
             how: auroc(scores[failed], scores[~failed]) for how, scores in of_episodes.items()
@@ -199,7 +200,7 @@ def _signals(
         with torch.no_grad():
             parts = [
                 some({name: values[i : i + _ROWS] for name, values in windows.items()})
-                for i in range(0, count, _ROWS)
+                for i in trange(0, count, _ROWS, desc="signals", leave=False)
             ]
         found = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
         plans = found.pop(_PLAN)
