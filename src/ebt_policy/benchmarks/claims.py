@@ -15,7 +15,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ebt_policy.benchmarks import language, manipulation, objectives
-from ebt_policy.benchmarks.manipulation import IMAGINING, RECOVERIES, SHIFTS, UNFELT
+from ebt_policy.benchmarks.manipulation import (
+    FROM_HAND,
+    IMAGINING,
+    RECOVERIES,
+    SHIFTS,
+    UNFELT,
+)
 from ebt_policy.benchmarks.pages import (
     OURS,
     Group,
@@ -52,6 +58,7 @@ _DISTURBED = {
     "step": f"steps × {min(FACTORS):g} to × {max(FACTORS):g}",
 }
 MANY = max(manipulation.STEP_BUDGETS)
+_SEEING = {"": "", UNFELT: ", fingers unseen", FROM_HAND: ", seen from the hand"}
 _WIDE = manipulation.WIDE.name.removeprefix(OURS[1])
 _TARGETS = {"Lift": 0.98, "Can": 0.95, "Square": 0.80, "Tool Hang": 0.60}
 _SEEN_TARGETS = {"robosuite/Lift": 0.90, "pusht": 0.80}  # from cameras
@@ -208,12 +215,13 @@ def _recovery_claims(
 ) -> list[list[str]]:
     """Of one task and disturbance: each way of the energy policy, and against the other."""
     rows = []
-    for seeing, how in (("", ""), ("", IMAGINING), (UNFELT, ""), (UNFELT, _WIDE)):
+    ways = (("", ""), ("", IMAGINING), (UNFELT, ""), (UNFELT, _WIDE), (FROM_HAND, ""))
+    for seeing, how in ways:
         other = results.get(slug, "diffusion" + seeing, "DDIM-10" + disturbance)
         ours = results.get(slug, "basin" + seeing, "2 steps" + how + disturbance)
         if ours is None or not _recovered(ours)[1]:
             continue
-        what = f"{name}{disturbance}{how}" + (", fingers unseen" if seeing else "")
+        what = f"{name}{disturbance}{how}{_SEEING[seeing]}"
         if disturbance == "+drop":
             values = _with_effect(ours)
             low, high = bootstrap_crossed(values)

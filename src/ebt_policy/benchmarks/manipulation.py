@@ -25,16 +25,26 @@ _ACTS = {
     "ibc": (Act("Langevin", ("ibc.iterations=20",), core=True),),
 }
 _FELT = {name: replace(METHODS[name], acts=acts) for name, acts in _ACTS.items()}
-# The same without the fingers' state, from which a policy tells what it has just done; and with
-# a wider walk, which leads out of what does not succeed.
-UNFELT = "-no-fingers"
+# The same without the fingers' state, from which a policy tells what it has just done; with a wider
+# walk, which leads out of what does not succeed; and without the hand's own place, so that what is
+# left of places is where the object is, in the world and as seen from the hand.
+UNFELT, FROM_HAND = "-no-fingers", "-from-hand"
 WIDE = Act("2 steps, wide walk", ("descent.steps=2", "descent.noise=0.2"))
 _METHODS = _FELT | {
-    name + UNFELT: replace(
-        _FELT[name], name=name + UNFELT, cost=name, acts=acts,
-        observes="robot0_eef_pos,robot0_eef_quat,object",
+    name + way: replace(
+        _FELT[name], name=name + way, cost=name, acts=acts,
+        observes=observes,
     )
-    for name, acts in (("basin", (TWO_STEPS, WIDE)), ("diffusion", _ACTS["diffusion"][:1]))
+    for way, observes, kinds in (
+        (UNFELT, "robot0_eef_pos,robot0_eef_quat,object", {
+            "basin": (TWO_STEPS, WIDE), "diffusion": _ACTS["diffusion"][:1],
+        }),
+        (FROM_HAND, "object,robot0_eef_quat,robot0_gripper_qpos", {
+            "basin": (TWO_STEPS,), "diffusion": _ACTS["diffusion"][:1],
+            "regression": _ACTS["regression"],
+        }),
+    )
+    for name, acts in kinds.items()
 }  # fmt: skip
 _TASKS = {
     task.slug: task
@@ -93,7 +103,9 @@ RECOVERY = Study(
     "recovery",
     _WHOLE,
     {
-        name: _recovering(method) if name in _FELT else _disturbed(method, ("+drop",))
+        name: _recovering(method)
+        if name in _FELT
+        else _disturbed(method, ("+drop",) if name.endswith(UNFELT) else RECOVERIES)
         for name, method in _METHODS.items()
     },
     work="tasks",
