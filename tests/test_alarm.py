@@ -45,7 +45,7 @@ def test_the_energy_of_observations_is_low_on_a_curve_and_high_off_it() -> None:
     angle = random.uniform(0, 2 * np.pi, 2000)
     curve = torch.tensor(np.stack([np.cos(angle), np.sin(angle), np.sin(2 * angle)], 1)).float()
     torch.manual_seed(0)
-    energy = ObservationEnergy(3)
+    energy = ObservationEnergy(3, 1.3)
     energy.fit(curve[:1000], [3], seed=0, steps=1000)
     on, off = energy(curve[1000:]), energy(curve[1000:] + 0.3 * torch.randn(1000, 3))
     assert (off[None] > on[:, None]).float().mean() > 0.95
@@ -57,7 +57,7 @@ def test_what_breaks_a_bond_between_numbers_shows_although_it_is_small() -> None
     torch.manual_seed(0)
     free = 2 * torch.rand(2000, 2) - 1
     rows = torch.cat([free, free[:, :1] - free[:, 1:]], 1)
-    energy = ObservationEnergy(3)
+    energy = ObservationEnergy(3, 1.3)
     energy.fit(rows[:1000], [3], seed=0, steps=1000)
     along = rows[1000:] + torch.tensor([0.05, 0.05, 0])
     across = rows[1000:] + torch.tensor([0, 0, 0.05])
@@ -67,7 +67,7 @@ def test_what_breaks_a_bond_between_numbers_shows_although_it_is_small() -> None
 def alarmed(scores: list[float], rate: float = 0.5) -> Any:
     made = policy()
     torch.manual_seed(1)
-    made.alarm = Alarm(ObservationEnergy(made.window_features), scores, rate, "a test")
+    made.alarm = Alarm(ObservationEnergy(made.window_features, 1.3), scores, rate, "a test")
     return made
 
 
@@ -92,7 +92,7 @@ def test_a_stream_that_does_not_belong_is_imagined_as_it_was_demonstrated() -> N
     torch.manual_seed(0)
     one = torch.where(torch.rand(1000, 1) < 0.5, -1.0, 1.0) + 0.05 * torch.randn(1000, 1)
     both = one.repeat(1, 4)  # (n, To * 1) twice
-    energy = ObservationEnergy(4)
+    energy = ObservationEnergy(4, 1.3)
     energy.fit(both, [2, 2], seed=0, steps=500)
     on = float(energy(both).quantile(0.99))
     alarm = Alarm(energy, [on], 0.5, "a test", {"hand": both[:64, 2:]})

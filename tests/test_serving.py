@@ -649,7 +649,7 @@ def test_actions_that_are_not_numbers_are_never_sent() -> None:
 
 def test_an_observation_off_the_demonstrations_is_told_and_acted_on() -> None:
     made = policy(policy="regression")
-    made.alarm = Alarm(ObservationEnergy(made.window_features), [0.0], 0.5, "a test")
+    made.alarm = Alarm(ObservationEnergy(made.window_features, 1.3), [0.0], 0.5, "a test")
     with served(made) as port, raw(port) as connection:
         reply = ask(connection, one())
         assert reply["alarm"] is True

@@ -169,13 +169,13 @@ def _signals(
     with one_thread():
         distillation, reconstruction = _distilled(known), _reconstruction(known)
 
-    executed = policy.config.windows.action_steps
+    executed, limit = policy.config.windows.action_steps, policy.config.observation_limit
 
     def some(windows: dict[str, np.ndarray]) -> dict[str, Tensor]:
         observation = policy.normalise_observation(
             {name: torch.from_numpy(values) for name, values in windows.items()}
         )
-        rows = flat(observation)
+        rows = flat(observation).clamp(-limit, limit)  # as the policies see them
         memory = policy.energy.remember(observation)
         energy = policy.energy.given(memory)
         start, noise, _ = policy.starts(memory, None, None)

@@ -50,15 +50,17 @@ def minimise(
 
 
 class ObservationEnergy(nn.Module):
-    """F(o) of an observation window, flattened and normalised.
+    """F(o) of an observation window, flattened and normalised, as the policy's network sees it.
 
     Args:
         features: of the whole window, To times those of one step.
+        limit: where the policy's network sees a number that lies beyond (``observation_limit``).
         width: of the two hidden layers.
     """
 
-    def __init__(self, features: int, width: int = 256) -> None:
+    def __init__(self, features: int, limit: float, width: int = 256) -> None:
         super().__init__()
+        self.limit = limit
         self.layers = nn.Sequential(
             nn.Linear(features, width), nn.GELU(), nn.Linear(width, width), nn.GELU(),
             nn.Linear(width, features),
@@ -68,7 +70,8 @@ class ObservationEnergy(nn.Module):
 
     def forward(self, windows: Float[Tensor, "b d"]) -> Float[Tensor, b]:
         """F of each window."""
-        return 0.5 * ((windows - self.layers(windows)) @ self.root).square().sum(1)
+        seen = windows.clamp(-self.limit, self.limit)
+        return 0.5 * ((seen - self.layers(seen)) @ self.root).square().sum(1)
 
     def fit(
         self, windows: Float[Tensor, "n d"], streams: Sequence[int], seed: int, steps: int = STEPS

@@ -83,7 +83,7 @@ def learn_observations(policy: Policy, windows: Windows, seed: int) -> Observati
     """The energy of observations, from windows that the policy was trained on."""
     batch = windows.gather(torch.arange(len(windows)))
     torch.manual_seed(seed)
-    energy = ObservationEnergy(policy.window_features)
+    energy = ObservationEnergy(policy.window_features, policy.config.observation_limit)
     observation = policy.normalise_observation(batch.observations)
     sizes = [observation[name][0].numel() for name in sorted(observation)]
     with one_thread():

@@ -112,13 +112,16 @@ class Alarm:
         return save(tensors, {"alarm": json.dumps(described)})
 
     @classmethod
-    def of_bytes(cls, content: bytes, policy: bytes, features: int, source: str) -> Alarm:
+    def of_bytes(
+        cls, content: bytes, policy: bytes, features: int, limit: float, source: str
+    ) -> Alarm:
         """An alarm as it was saved.
 
         Args:
             content: of :meth:`to_bytes`.
             policy: the weights of the policy that it is asked for, as they are saved.
             features: of that policy's observation window.
+            limit: where its network sees numbers that lie beyond.
             source: where the content is from, for messages.
 
         Raises:
@@ -127,7 +130,7 @@ class Alarm:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        energy = ObservationEnergy(features)
+        energy = ObservationEnergy(features, limit)
         try:
             tensors = load(content)
             size = int.from_bytes(content[:8], "little")  # of the header, in JSON

@@ -95,8 +95,10 @@ def load_policy(
         policy.load_state_dict(tensors)
         if with_alarm and (folder / ALARM_FILE).is_file():
             content = (folder / ALARM_FILE).read_bytes()
-            features, source = policy.window_features, str(folder / ALARM_FILE)
-            policy.alarm = Alarm.of_bytes(content, weights, features, source)
+            policy.alarm = Alarm.of_bytes(
+                content, weights, policy.window_features, policy.config.observation_limit,
+                str(folder / ALARM_FILE),
+            )  # fmt: skip
         return policy.to(device).eval()
 
 
