@@ -14,8 +14,9 @@ from ebt_policy.benchmarks.objectives import ADAPTIVE, METHODS
 from ebt_policy.benchmarks.study import Act, BenchTask, Method, Study
 
 TWO_STEPS = Act("2 steps", ("descent.steps=2",), core=True)
+ONE_STEP = Act("1 step", ("descent.steps=1",))
 _ACTS = {
-    "basin": (TWO_STEPS, Act("1 step", ("descent.steps=1",)), ADAPTIVE),
+    "basin": (TWO_STEPS, ONE_STEP, ADAPTIVE),
     "diffusion": (
         Act("DDIM-10", ("diffusion.ddim_steps=10",), core=True),
         Act("DDPM-100", ("diffusion.sampler=ddpm",)),
@@ -40,7 +41,7 @@ _METHODS = _FELT | {
             "basin": (TWO_STEPS, WIDE), "diffusion": _ACTS["diffusion"][:1],
         }),
         (FROM_HAND, "object,robot0_eef_quat,robot0_gripper_qpos", {
-            "basin": (TWO_STEPS,), "diffusion": _ACTS["diffusion"][:1],
+            "basin": (TWO_STEPS, ONE_STEP), "diffusion": _ACTS["diffusion"][:1],
             "regression": _ACTS["regression"],
         }),
     )
@@ -66,7 +67,7 @@ _WHOLE_FELT = {slug: replace(task, methods=tuple(_FELT)) for slug, task in _WHOL
 
 def _disturbed(method: Method, disturbances: tuple[str, ...]) -> Method:
     """The method's core acts, and some more of the energy, disturbed in several ways."""
-    acts = [act for act in method.acts if act.core or act in (ADAPTIVE, WIDE)]
+    acts = [act for act in method.acts if act.core or act in (ONE_STEP, ADAPTIVE, WIDE)]
     return replace(
         method,
         acts=tuple(
