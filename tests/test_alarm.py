@@ -56,12 +56,24 @@ def test_what_breaks_a_bond_between_numbers_shows_although_it_is_small() -> None
     """A third number that is always the difference of the others, which go anywhere."""
     torch.manual_seed(0)
     free = 2 * torch.rand(2000, 2) - 1
-    rows = torch.cat([free, free[:, :1] - free[:, 1:]], 1)
+    rows = torch.cat([free, (free[:, :1] - free[:, 1:]) / 2], 1)
     energy = ObservationEnergy(3, 1.3)
     energy.fit(rows[:1000], [3], seed=0, steps=1000)
     along = rows[1000:] + torch.tensor([0.05, 0.05, 0])
     across = rows[1000:] + torch.tensor([0, 0, 0.05])
     assert energy(across).median() > 300 * energy(along).median()  # 27 where P is 1
+
+
+def test_a_number_far_out_that_nothing_else_tells_of_shows_too() -> None:
+    torch.manual_seed(0)
+    rows = 2 * torch.rand(1000, 20) - 1
+    energy = ObservationEnergy(20, 1.3)
+    energy.fit(rows, [20], seed=0, steps=500)
+    usual = energy(rows).quantile(0.99)
+    far = rows.clone()
+    far[:, 3] = 15
+    assert (energy(far) > usual).all()
+    assert (energy(far.clamp(-1.3, 1.3)) < usual).float().mean() > 0.6  # at the limit itself
 
 
 def alarmed(scores: list[float], rate: float = 0.5) -> Any:
@@ -109,6 +121,7 @@ def test_a_stream_that_does_not_belong_is_imagined_as_it_was_demonstrated() -> N
 
 def test_an_alarm_is_kept_with_its_policy_and_no_other(tmp_path: Path) -> None:
     made = alarmed([1.0, 2.0, 3.0])
+    made.alarm.energy.root.normal_()
     made.alarm.imagined = {"state": torch.randn(7, 12)}
     save_policy(made, tmp_path)
     loaded = load_policy(tmp_path)
@@ -124,7 +137,16 @@ def test_an_alarm_is_kept_with_its_policy_and_no_other(tmp_path: Path) -> None:
         (tmp_path / ALARM_FILE).write_bytes(damaged)
         with pytest.raises(UserError, match=r"alarm\.safetensors: damaged"):
             load_policy(tmp_path)
+    (tmp_path / ALARM_FILE).write_bytes(content.replace(b"limit", b"lemon"))
+    with pytest.raises(UserError, match="was calibrated by an earlier version"):
+        load_policy(tmp_path)
     (tmp_path / ALARM_FILE).write_bytes(content)
+    config = tmp_path / "config.json"
+    kept = config.read_text()
+    config.write_text(kept.replace('"observation_limit": 1.3', '"observation_limit": 2.0'))
+    with pytest.raises(UserError, match="or for another observation_limit; calibrate again"):
+        load_policy(tmp_path)
+    config.write_text(kept)
     save_policy(policy(seed=5), tmp_path)  # other weights in its place
     with pytest.raises(UserError, match="was calibrated for other weights"):
         load_policy(tmp_path)

@@ -226,7 +226,7 @@ def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) ->
         "--json results/uncertainty-x.json` | 0.700 [0.600, 0.800] | does not hold |",
         "change of plan: AUROC 0.85 for failure: x | `bench uncertainty … --task x "
         "--json results/uncertainty-x.json` | 0.900 [0.860, 0.940] | holds |",
-        "AUROC 0.95 for noise of 0.01: x | `bench uncertainty … --task x "
+        "AUROC 0.95 for noise of 0.01 m: x | `bench uncertainty … --task x "
         "--json results/uncertainty-x.json` | 0.900 [0.800, 1.000] | open |",
         "within 0.03 of 0.1: x | `calibrate`, `eval --json results/alarm-x.json` "
         "| 0.140 [0.100, 0.200], 100 episodes | does not hold |",

@@ -55,3 +55,25 @@ def test_off_the_demonstrations_signals_tell_failure_and_shift(
     for signal in measured["signals"].values():
         areas = [signal["failure"], signal["failure_mean"], *signal["shift"].values()]
         assert all(0 <= low <= area <= high <= 1 for area, low, high in areas)
+
+
+def test_a_plan_that_is_kept_to_does_not_change_and_an_episode_begins_anew() -> None:
+    route = np.arange(30, dtype=np.float32)[:, None]
+    plans = np.stack([route[start : start + 6] for start in (0, 4, 8, 0, 4)])
+    plans[2] += 3
+    goes_on = np.array([False, True, True, False, True])
+    found = uncertainty.change_of_plan(plans, goes_on, executed=4)
+    assert np.isnan(found[[0, 3]]).all()
+    assert found[[1, 2, 4]].tolist() == [0, 9, 0]
+
+
+def test_the_interval_of_an_area_is_over_whole_episodes() -> None:
+    random = np.random.default_rng(0)
+    of_episode = np.repeat(np.arange(10), 20)
+    below = np.repeat(random.normal(size=10), 20)
+    above = below + 0.5 + 1e-3 * random.normal(size=200)
+    above[0] = np.nan
+    area, low, high = uncertainty.auroc_of_episodes(above, below, of_episode)
+    naive = uncertainty.auroc(above[1:], below[1:])
+    assert area == naive[0]
+    assert high - low > 1.5 * (naive[2] - naive[1])

@@ -424,9 +424,10 @@ class PolicyConfig:
 
     Attributes:
         observation_limit: how far from the middle of the demonstrations a network sees an observed
-            number, in half their range: one that lies beyond is seen at the limit. What a network
-            makes of numbers beyond all that it was trained on is chance; held there, it goes by
-            the others, for instance by where an object is as seen from the hand.
+            number, in half their range (in its own unit where they have one value): one that lies
+            beyond is seen at the limit. What a network makes of numbers beyond all that it was
+            trained on is chance; held there, it goes by the others, for instance by where an
+            object is as seen from the hand. None: no limit.
         sentence_noise: standard deviation of the noise on a sentence's vector in training, of
             half the range that the demonstrations' sentences have in each dimension: what is
             learned is a neighbourhood of every sentence instead of the sentence alone, and
@@ -439,7 +440,7 @@ class PolicyConfig:
     network: NetworkConfig
     windows: WindowConfig = field(default_factory=WindowConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
-    observation_limit: float = 1.3
+    observation_limit: float | None = 1.3
     sentence_noise: float = 0.3
     form: EnergyForm = "residual"
     objective: ObjectiveName = "basin"
@@ -480,7 +481,7 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if not self.streams:
             raise UserError("streams is empty: a policy needs at least one observation stream")
-        if not self.observation_limit >= 1:
+        if self.observation_limit is not None and not self.observation_limit >= 1:
             raise UserError(
                 f"observation_limit = {self.observation_limit}: it must be at least 1, where the "
                 "demonstrations end"

@@ -39,6 +39,8 @@ class EBTConfig(PreTrainedConfig):
         objective: ``basin``, ``equilibrium`` or ``unrolled``.
         network: ``None`` is the preset's.
         descent: ``None`` is the objective's.
+        observation_limit: as in :class:`~ebt_policy.config.PolicyConfig`; without effect where
+            ``normalization_mapping`` does not scale what is observed to [-1, 1].
         ema_power: the moving average that acts forgets by 1 - (1 + step)^-power at each step.
         optimizer_lr: ``None`` is the preset's.
     """
@@ -54,6 +56,7 @@ class EBTConfig(PreTrainedConfig):
     equilibrium: EquilibriumConfig = field(default_factory=EquilibriumConfig)
     unrolled: UnrolledConfig = field(default_factory=UnrolledConfig)
     descent: DescentConfig | None = None
+    observation_limit: float | None = PolicyConfig.observation_limit
 
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {
@@ -99,6 +102,11 @@ class EBTConfig(PreTrainedConfig):
         self.validate_features()
         assert self.network is not None
         assert self.descent is not None
+        is_scaled = all(
+            mode is NormalizationMode.MIN_MAX
+            for kind, mode in self.normalization_mapping.items()
+            if kind in ("STATE", "ENV")
+        )
         return PolicyConfig(
             policy="ebt",
             streams={name: StreamConfig(tuple(f.shape)) for name, f in self.input_features.items()},
@@ -111,6 +119,7 @@ class EBTConfig(PreTrainedConfig):
             equilibrium=self.equilibrium,
             unrolled=self.unrolled,
             descent=self.descent,
+            observation_limit=self.observation_limit if is_scaled else None,
         )
 
     # -- what LeRobot asks for -------------------------------------------------------------

@@ -58,7 +58,7 @@ _DISTURBED = {
     "step": f"steps × {min(FACTORS):g} to × {max(FACTORS):g}",
 }
 MANY = max(manipulation.STEP_BUDGETS)
-_SEEING = {"": "", UNFELT: ", fingers unseen", FROM_HAND: ", seen from the hand"}
+_SEEING = {"": "", UNFELT: ", fingers unseen", FROM_HAND: ", hand's place unseen"}
 _WIDE = manipulation.WIDE.name.removeprefix(OURS[1])
 _TARGETS = {"Lift": 0.98, "Can": 0.95, "Square": 0.80, "Tool Hang": 0.60}
 _SEEN_TARGETS = {"robosuite/Lift": 0.90, "pusht": 0.80}  # from cameras
@@ -193,7 +193,7 @@ def _claims(found: Found) -> str:
             ])  # fmt: skip
         size, (mean, low, high) = list(signals[OBSERVED]["shift"].items())[-1]
         rows.append([
-            f"the observation's energy: AUROC 0.95 for noise of {size}: {where}", command,
+            f"the observation's energy: AUROC 0.95 for noise of {size} m: {where}", command,
             bracketed(mean, low, high), verdict_of(low, high, 0.95),
         ])  # fmt: skip
     for file, result in found.alarms.items():
@@ -222,6 +222,7 @@ def _recovery_claims(
         if ours is None or not _recovered(ours)[1]:
             continue
         what = f"{name}{disturbance}{how}{_SEEING[seeing]}"
+        their = "such a" if seeing else "plain"
         if disturbance == "+drop":
             values = _with_effect(ours)
             low, high = bootstrap_crossed(values)
@@ -235,7 +236,7 @@ def _recovery_claims(
             low, high = bootstrap_crossed(gap, are_differences=True)
             verdict = "holds" if low > 0 else "does not hold" if high < 0 else "open"
             rows.append([
-                f"recovers more often than plain Diffusion Policy: {what}", command,
+                f"recovers more often than {their} Diffusion Policy: {what}", command,
                 f"{interval(gap, signed=True)}, {_size(gap)}",
                 _of(gap, verdict),
             ])  # fmt: skip

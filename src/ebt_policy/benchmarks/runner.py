@@ -46,6 +46,7 @@ from ebt_policy.windows.windows import Windows
 
 QUALITY_OBSERVATIONS = 500
 _AROUND = range(-2, 7)  # chunks
+_LIMIT = "observation_limit"
 _FALSE_ALARMS = 0.1  # of held-out demonstrations, of which there are ten
 # Demonstrations that no method learns from, where an expert can make them.
 HELD_OUT_EPISODES, HELD_OUT_SEED = 60, 50_000
@@ -110,13 +111,17 @@ def is_current(line: dict[str, Any], cell: Cell, folder: Path) -> bool:
     """Whether a result is of this cell, trained and acting as it would be today."""
     if line["cell"] != cell.name:
         return False
-    acts = {act.name: list(act.settings) for act in cell.acts}
+    act = next((act for act in cell.acts if act.name == line["act"]), None)
     settings = _settings(_config(cell))
+    was = _completed(line["settings_of_cell"], settings)
+    if act is not None and not act.disturbance and not act.imagines:
+        # Results from before there was a limit: numbers stay within it where nothing is disturbed.
+        was = {_LIMIT: settings[_LIMIT]} | was
     return (
         line["options"] == cell.method.options
         and line["training"]["steps"] == training_steps(cell, folder)
-        and _completed(line["settings_of_cell"], settings) == settings
-        and line.get("settings_of_act") == acts.get(line["act"])
+        and was == settings
+        and line.get("settings_of_act") == (None if act is None else list(act.settings))
         and line.get("episodes", cell.episodes) >= cell.episodes
     )
 
@@ -139,7 +144,7 @@ def _completed(was: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
 def _settings(config: PolicyConfig) -> dict[str, Any]:
     """Those settings that decide on a policy's results, as JSON has them."""
-    names = ["network", "windows"]
+    names = ["network", "windows", _LIMIT]
     if config.policy == "ebt":
         names += ["form", config.objective, "descent"]
     elif config.policy == "ibc":

@@ -8,13 +8,14 @@ often an observation of a successful episode scores higher once it has been shif
 it was.
 
 *Change of plan*: mean square between a chunk and the one before it, over the steps that both plan
-for (cf. arXiv 2410.04640). It is about what the robot's actions have led to, as the observation's
-energy is about where it is; the sum of their logarithms is a signal of its own.
+for, both drawn anew (cf. arXiv 2410.04640). It is about what the robot's actions have led to, as
+the observation's energy is about where it is; the sum of their logarithms is a signal of its own.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from ebt_policy.policies.diffusion import DiffusionPolicy
 from ebt_policy.policies.ebt import EnergyPolicy
 from ebt_policy.policies.files import load_policy
 from ebt_policy.provenance import provenance
+from ebt_policy.shapes import Float
 from ebt_policy.windows.windows import Windows
 
 _STARTS = 8  # chunks whose spread is measured
@@ -80,6 +82,12 @@ def measure_uncertainty(
         )
     trained, _ = training_windows(run, policy, data)
     training_windows(diffusion_run, other, data)  # the same data
+    windows = policy.config.windows
+    if windows.action_steps >= windows.horizon:
+        raise UserError(
+            f"{run}: all {windows.horizon} steps of a chunk are executed, so no two chunks plan "
+            "for the same step"
+        )
     names = policy.stream_names
     torch.manual_seed(seed)
     signals = _signals(policy, other, trained, seed)
@@ -101,6 +109,7 @@ def measure_uncertainty(
     succeeded = [visit for visit in seen if visit.record.success]
     calm = _stack([window for visit in succeeded for window in visit.windows], names)
     goes_on = np.concatenate([np.arange(len(visit.windows)) > 0 for visit in succeeded])
+    of_episode = np.repeat(np.arange(len(succeeded)), [len(visit.windows) for visit in succeeded])
     plain = signals(calm, goes_on)
     random = np.random.default_rng(seed)
     shifted = {size: signals(_noisy(calm, size, random), goes_on) for size in SHIFTS}
@@ -114,7 +123,7 @@ def measure_uncertainty(
             how: auroc(scores[failed], scores[~failed]) for how, scores in of_episodes.items()
         } | {
             "shift": {
-                str(size): auroc(*(one[name][~np.isnan(one[name])] for one in (found, plain)))
+                str(size): auroc_of_episodes(found[name], plain[name], of_episode)
                 for size, found in shifted.items()
             }
         }
@@ -128,18 +137,56 @@ def measure_uncertainty(
 
 def auroc(above: np.ndarray, below: np.ndarray) -> list[float]:
     """How often one of the first is above one of the second, with its 95% bootstrap interval."""
-
-    def share(one: np.ndarray, other: np.ndarray) -> float:
-        order = np.sort(other)
-        wins = np.searchsorted(order, one, "left") + np.searchsorted(order, one, "right")
-        return float(wins.mean() / (2 * len(other)))
-
     random = np.random.default_rng(0)
     drawn = [
-        share(random.choice(above, len(above)), random.choice(below, len(below)))
+        _share(random.choice(above, len(above)), random.choice(below, len(below)))
         for _ in range(_RESAMPLES)
     ]
-    return [round(x, 4) for x in (share(above, below), *np.percentile(drawn, [2.5, 97.5]))]
+    return _with_interval(_share(above, below), drawn)
+
+
+def auroc_of_episodes(above: np.ndarray, below: np.ndarray, episode: np.ndarray) -> list[float]:
+    """The same of values of the same chunks, with an interval over whole episodes.
+
+    Args:
+        above: (n,) of each chunk, one way; NaN is left out.
+        below: the other way.
+        episode: (n,) number of each chunk's episode.
+    """
+    known = ~np.isnan(above)
+    above, below, episode = above[known], below[known], episode[known]
+    chunks = [np.flatnonzero(episode == number) for number in np.unique(episode)]
+    random = np.random.default_rng(0)
+    drawn = []
+    for _ in range(_RESAMPLES):
+        some = np.concatenate([chunks[i] for i in random.integers(len(chunks), size=len(chunks))])
+        drawn.append(_share(above[some], below[some]))
+    return _with_interval(_share(above, below), drawn)
+
+
+def _share(one: np.ndarray, other: np.ndarray) -> float:
+    order = np.sort(other)
+    wins = np.searchsorted(order, one, "left") + np.searchsorted(order, one, "right")
+    return float(wins.mean() / (2 * len(other)))
+
+
+def _with_interval(area: float, drawn: list[float]) -> list[float]:
+    return [round(float(x), 4) for x in (area, *np.percentile(drawn, [2.5, 97.5]))]
+
+
+def change_of_plan(
+    plans: Float[np.ndarray, "n t a"], goes_on: np.ndarray, executed: int
+) -> Float[np.ndarray, n]:
+    """Mean square between each plan and the one before it, over the steps that both plan for.
+
+    Args:
+        plans: chunks, one after the other.
+        goes_on: (n,) whether a plan is of the same episode as the one before it; NaN where not.
+        executed: control steps from one to the next.
+    """
+    change = np.full(len(plans), np.nan, np.float32)
+    change[1:] = np.square(plans[:-1, executed:] - plans[1:, :-executed]).mean((1, 2))
+    return np.where(goes_on, change, np.nan)
 
 
 def _stack(windows: list[dict[str, np.ndarray]], names: list[str]) -> dict[str, np.ndarray]:
@@ -169,13 +216,15 @@ def _signals(
     with one_thread():
         distillation, reconstruction = _distilled(known), _reconstruction(known)
 
-    executed, limit = policy.config.windows.action_steps, policy.config.observation_limit
+    executed = policy.config.windows.action_steps
+    limit = policy.config.observation_limit or math.inf
 
     def some(windows: dict[str, np.ndarray]) -> dict[str, Tensor]:
         observation = policy.normalise_observation(
             {name: torch.from_numpy(values) for name, values in windows.items()}
         )
-        rows = flat(observation).clamp(-limit, limit)  # as the policies see them
+        rows = flat(observation)
+        seen_as = rows.clamp(-limit, limit)  # by the policies
         memory = policy.energy.remember(observation)
         energy = policy.energy.given(memory)
         start, noise, _ = policy.starts(memory, None, None)
@@ -192,7 +241,8 @@ def _signals(
             OBSERVED: learned(rows).log(),
             f"spread of {_STARTS} diffusion chunks":
                 torch.stack(sampled).var(0).mean((1, 2)).log(),
-            _DISTILLED: distillation(rows).log(), "reconstruction": reconstruction(rows).log(),
+            _DISTILLED: distillation(seen_as).log(),
+            "reconstruction": reconstruction(seen_as).log(),
         }  # fmt: skip
 
     def every(windows: dict[str, np.ndarray], goes_on: np.ndarray) -> Signals:
@@ -203,10 +253,7 @@ def _signals(
                 for i in trange(0, count, _ROWS, desc="signals", leave=False)
             ]
         found = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
-        plans = found.pop(_PLAN)
-        change = np.full(count, np.nan, np.float32)
-        change[1:] = np.square(plans[:-1, executed:] - plans[1:, :-executed]).mean((1, 2))
-        found[_CHANGE] = np.log(np.where(goes_on, change, np.nan))
+        found[_CHANGE] = np.log(change_of_plan(found.pop(_PLAN), goes_on, executed))
         for name in (OBSERVED, _DISTILLED):
             found[name + _AND_CHANGE] = found[name] + found[_CHANGE]
         return found

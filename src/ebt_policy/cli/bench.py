@@ -271,7 +271,9 @@ def _bench_uncertainty(options: argparse.Namespace) -> None:
     print(f"{measured['task']}: {measured['failures']} failures, {measured['successes']} successes")
     for name, found in measured["signals"].items():
         shift = "  ".join(f"{size}: {values[0]:.3f}" for size, values in found["shift"].items())
-        print(f"{name:<30} failure {found['failure'][0]:.3f}   shifted by noise {shift}")
+        highest, mean = (found[how][0] for how in ("failure", "failure_mean"))
+        failure = f"failure, highest: {highest:.3f}  mean: {mean:.3f}"
+        print(f"{name:<46} {failure}   noise {shift}")
     _write_json(options.json, measured)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,8 @@ class ObservationEncoder(nn.Module):
         # ModuleDict keys may not hold dots; the index keeps any stream name legal.
         self.names = sorted(config.streams.keys() - config.cameras.keys())
         self.numbers = {name for name, of in config.streams.items() if of.kind == "numbers"}
-        self.limit = config.observation_limit
+        limit = config.observation_limit
+        self.limit = math.inf if limit is None else limit
         self.camera_names = sorted(config.cameras)
         self.streams = nn.ModuleList(
             nn.Linear(config.streams[name].features, network.width) for name in self.names

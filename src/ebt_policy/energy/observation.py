@@ -7,10 +7,12 @@ the observation by itself. It is learned by the same rule as the chunk's (one un
 the demonstration, see :mod:`ebt_policy.objectives.basin`), the observation in the place of the
 chunk:
 
-    F(o) = 1/2 r^T P r,    r = o - g(o),    L = || g(c(o)) - o ||^2
+    F(o) = 1/2 r^T P r + 1/2 || e ||^2,    r = s - g(s),    L = || g(c(o)) - o ||^2
 
-With g frozen the step P^-1 grad F = r, so it lands on g(o), where o would be if it had been
-demonstrated. The precision P is the inverse covariance of r on the demonstrations: numbers that
+s is the observation as the policy's network sees it, held at its limit, and e = o - s what that
+leaves out: little counts little, a sensor gone wild counts. With g frozen the step P^-1 grad F = r
+lands on g(s), where s would be if it had been demonstrated. The precision P is the inverse of r's
+second moments on the demonstrations (and a small ridge): numbers that
 are bound to each other there (a place, a hand's place, and the one as seen from the other) have
 hardly any r in some directions, and what breaks those bonds shows although it is small. c adds
 normal noise of a size drawn from U(0, noise), and exchanges each stream, now and then, for that of
@@ -21,6 +23,7 @@ demonstrated values are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -50,15 +53,15 @@ def minimise(
 
 
 class ObservationEnergy(nn.Module):
-    """F(o) of an observation window, flattened and normalised, as the policy's network sees it.
+    """F(o) of an observation window, flattened and normalised.
 
     Args:
         features: of the whole window, To times those of one step.
-        limit: where the policy's network sees a number that lies beyond (``observation_limit``).
+        limit: where the policy's network sees numbers that lie beyond (``observation_limit``).
         width: of the two hidden layers.
     """
 
-    def __init__(self, features: int, limit: float, width: int = 256) -> None:
+    def __init__(self, features: int, limit: float | None, width: int = 256) -> None:
         super().__init__()
         self.limit = limit
         self.layers = nn.Sequential(
@@ -70,8 +73,10 @@ class ObservationEnergy(nn.Module):
 
     def forward(self, windows: Float[Tensor, "b d"]) -> Float[Tensor, b]:
         """F of each window."""
-        seen = windows.clamp(-self.limit, self.limit)
-        return 0.5 * ((seen - self.layers(seen)) @ self.root).square().sum(1)
+        bound = math.inf if self.limit is None else self.limit
+        seen = windows.clamp(-bound, bound)
+        rest = (seen - self.layers(seen)) @ self.root
+        return 0.5 * (rest.square().sum(1) + (windows - seen).square().sum(1))
 
     def fit(
         self, windows: Float[Tensor, "n d"], streams: Sequence[int], seed: int, steps: int = STEPS

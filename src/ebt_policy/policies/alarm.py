@@ -104,7 +104,7 @@ class Alarm:
         described = {
             "rate": self.rate, "threshold": self.threshold, "source": self.source,
             "episodes": self.episodes, "imagined": sorted(self.imagined),
-            "policy": hashlib.sha256(policy).hexdigest(),
+            "policy": hashlib.sha256(policy).hexdigest(), "limit": self.energy.limit,
         }  # fmt: skip
         weights = {f"energy.{name}": value for name, value in self.energy.state_dict().items()}
         values = {f"imagined.{name}": value for name, value in self.imagined.items()}
@@ -113,7 +113,7 @@ class Alarm:
 
     @classmethod
     def of_bytes(
-        cls, content: bytes, policy: bytes, features: int, limit: float, source: str
+        cls, content: bytes, policy: bytes, features: int, limit: float | None, source: str
     ) -> Alarm:
         """An alarm as it was saved.
 
@@ -125,7 +125,7 @@ class Alarm:
             source: where the content is from, for messages.
 
         Raises:
-            UserError: it is damaged, or of other weights.
+            UserError: it is damaged, or of other weights, another limit or an earlier version.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -135,19 +135,27 @@ class Alarm:
             tensors = load(content)
             size = int.from_bytes(content[:8], "little")  # of the header, in JSON
             found = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["alarm"])
-            is_its = found["policy"] == hashlib.sha256(policy).hexdigest()
+            is_current = "limit" in found
+            is_its = (
+                found["policy"] == hashlib.sha256(policy).hexdigest()
+                and found.get("limit") == limit
+            )
             imagined = {name: tensors.pop(f"imagined.{name}") for name in found["imagined"]}
-            if is_its:
+            if is_current and is_its:
                 energy.load_state_dict({k.removeprefix("energy."): v for k, v in tensors.items()})
             alarm = cls(energy, found["episodes"], found["rate"], found["source"], imagined)
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{source}: damaged ({error}); calibrate again, or remove it"
             ) from error
+        if not is_current:
+            raise UserError(
+                f"{source}: was calibrated by an earlier version; calibrate again, or remove it"
+            )
         if not is_its:
             raise UserError(
-                f"{source}: was calibrated for other weights than this policy's; calibrate again, "
-                "or remove it"
+                f"{source}: was calibrated for other weights than this policy's, or for another "
+                "observation_limit; calibrate again, or remove it"
             )
         energy.requires_grad_(False)
         return alarm

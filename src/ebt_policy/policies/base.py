@@ -224,7 +224,7 @@ class Policy(nn.Module):
         return (errors * batch.valid[..., None]).mean()
 
     def normalise_observation(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Raw streams (b, To, *shape) to what the network sees, all of it about in [-1, 1].
+        """Raw streams (b, To, *shape) to what the network is given, in [-1, 1] on demonstrations.
 
         A sentence is raw as its vector; :meth:`raw_windows` takes text. In training mode pictures
         and sentences are changed a little (``vision``, ``sentence_noise``).
