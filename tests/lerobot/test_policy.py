@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies import make_policy, make_pre_post_processors
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
@@ -310,6 +310,13 @@ def test_loss_and_gradient_equal_our_own() -> None:
 
 
 # -- learning ------------------------------------------------------------------------------
+
+
+def test_the_limit_holds_where_what_is_observed_is_scaled_to_it() -> None:
+    scaled = small().config
+    assert scaled.policy_config.observation_limit == 1.3
+    scaled.normalization_mapping["STATE"] = NormalizationMode.MEAN_STD
+    assert scaled.policy_config.observation_limit is None
 
 
 def test_padding_teaches_nothing() -> None:
