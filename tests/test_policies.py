@@ -221,7 +221,7 @@ def test_numbers_far_beyond_the_demonstrations_are_seen_at_the_limit() -> None:
     made = policy(policy="regression", observation_limit=1.5)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    normaliser = dict(made._named_normalisers())["extra"]
+    normaliser = dict(made.named_normalisers())["extra"]
 
     def plan(far: float) -> np.ndarray:
         """With a number so far from the middle of the demonstrations, in half their range."""

@@ -194,7 +194,7 @@ class Policy(nn.Module):
         Raises:
             UserError: a value is NaN or infinite, or a stream is missing from all of these steps.
         """
-        for name, normaliser in self._named_normalisers():
+        for name, normaliser in self.named_normalisers():
             having = steps
             if presence(name) in streams:
                 having = steps[streams[presence(name)][steps, 0] > 0]
@@ -235,7 +235,7 @@ class Policy(nn.Module):
             that come with it. Streams that are missing still are.
         """
         normalised = {}
-        for name, normaliser in self._named_normalisers():
+        for name, normaliser in self.named_normalisers():
             if name not in observations:
                 assert name in self.config.may_be_missing, name
                 continue
@@ -255,7 +255,8 @@ class Policy(nn.Module):
                 normalised[name] = normalised[name] + self.config.sentence_noise * noise
         return normalised
 
-    def _named_normalisers(self) -> list[tuple[str, Normaliser | ImageNormaliser]]:
+    def named_normalisers(self) -> list[tuple[str, Normaliser | ImageNormaliser]]:
+        """Every stream's name and normaliser, in the order of ``stream_names``."""
         normalisers = cast(list[Normaliser | ImageNormaliser], list(self.stream_normalisers))
         return list(zip(self.stream_names, normalisers, strict=True))
 

@@ -21,6 +21,8 @@ from ebt_policy.config import PolicyConfig
 from ebt_policy.errors import UserError
 from ebt_policy.policies.base import Draws, Policy
 from ebt_policy.policies.files import replace_file
+from ebt_policy.windows.images import ImageNormaliser
+from ebt_policy.windows.normaliser import Normaliser
 
 METADATA_KEY = "ebt_policy"
 _TOLERANCE = 1e-4
@@ -85,13 +87,17 @@ def export_onnx(policy: Policy, path: Path) -> dict[str, Any]:
     random = torch.Generator().manual_seed(0)
     shapes = {n: (1, windows.observation_steps, *s.shape) for n, s in policy.config.streams.items()}
 
+    def drawn(name: str, normaliser: Normaliser | ImageNormaliser) -> Tensor:
+        if isinstance(normaliser, ImageNormaliser):
+            return torch.randint(256, shapes[name], generator=random, dtype=torch.uint8)
+        values, stream = torch.randn(shapes[name], generator=random), policy.config.streams[name]
+        if stream.angles or stream.elements is not None:
+            return values
+        # About where demonstrations are: what is far beyond is seen as if it were at the limit.
+        return normaliser.unnormalise(values.flatten(2)).reshape(values.shape)
+
     def observed() -> list[Tensor]:
-        return [
-            torch.randint(256, shapes[name], generator=random, dtype=torch.uint8)
-            if name in policy.config.cameras
-            else torch.randn(shapes[name], generator=random)
-            for name in policy.stream_names
-        ]
+        return [drawn(name, normaliser) for name, normaliser in policy.named_normalisers()]
 
     streams = observed()
     with torch.no_grad():
