@@ -427,7 +427,7 @@ class PolicyConfig:
             number, in half their range (in its own unit where they have one value): one that lies
             beyond is seen at the limit. What a network makes of numbers beyond all that it was
             trained on is chance; held there, it goes by the others, for instance by where an
-            object is as seen from the hand. None: no limit.
+            object is as seen from the hand. None (``null`` on a command line): no limit.
         sentence_noise: standard deviation of the noise on a sentence's vector in training, of
             half the range that the demonstrations' sentences have in each dimension: what is
             learned is a neighbourhood of every sentence instead of the sentence alone, and
