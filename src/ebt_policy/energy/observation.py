@@ -12,13 +12,12 @@ chunk:
 s is the observation as the policy's network sees it, held at its limit, and e = o - s what that
 leaves out: little counts little, a sensor gone wild counts. With g frozen the step P^-1 grad F = r
 lands on g(s), where s would be if it had been demonstrated. The precision P is the inverse of r's
-second moments on the demonstrations (and a small ridge): numbers that
-are bound to each other there (a place, a hand's place, and the one as seen from the other) have
-hardly any r in some directions, and what breaks those bonds shows although it is small. c adds
-normal noise of a size drawn from U(0, noise), and exchanges each stream, now and then, for that of
-another window: g learns what each stream is to be, given the others, and F is high where they do
-not belong together (a closed gripper far from everything), however far from each other the
-demonstrated values are.
+second moments on the demonstrations (and a small ridge): numbers that are bound to each other there
+(a place, a hand's place, and the one as seen from the other) have hardly any r in some directions,
+and what breaks those bonds shows although it is small. c adds normal noise of a size drawn from
+U(0, noise), and exchanges each stream, now and then, for that of another window: g learns what each
+stream is to be, given the others, and F is high where they do not belong together (a closed gripper
+far from everything), however far from each other the demonstrated values are.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from ebt_policy.shapes import Float
 _NOISE = 0.1  # of the range [-1, 1] of the demonstrations
 _EXCHANGED = 0.25  # of the windows, for each stream
 _RIDGE = 0.01  # of the mean variance of r, added to every one
-_SHOWN = 20_000  # windows that r's covariance is of
+_SHOWN = 20_000  # windows that r's second moments are of
 STEPS, BATCH, _LEARNING_RATE = 6_000, 256, 1e-3
 
 
