@@ -25,6 +25,7 @@ from ebt_policy.config import (
     to_json,
 )
 from ebt_policy.policies import POLICIES, IBCPolicy
+from ebt_policy.windows.normaliser import Normaliser
 
 ALL: list[Any] = list(POLICIES)
 
@@ -222,6 +223,7 @@ def test_numbers_far_beyond_the_demonstrations_are_seen_at_the_limit() -> None:
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     normaliser = dict(made.named_normalisers())["extra"]
+    assert isinstance(normaliser, Normaliser)
 
     def plan(far: float) -> np.ndarray:
         """With a number so far from the middle of the demonstrations, in half their range."""
