@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +44,7 @@ from ebt_policy.policies import Policy, make_policy
 from ebt_policy.policies.export import check_exportable, export_onnx
 from ebt_policy.serving.episode import Episode
 from ebt_policy.tasks import make_task
+from ebt_policy.training import features
 from ebt_policy.training.checkpoint import checkpoint_folders
 from ebt_policy.training.features import keep_features
 from ebt_policy.training.trainer import Trainer, train
@@ -606,16 +608,18 @@ def test_features_are_whole_or_absent(
 
 @pytest.mark.parametrize("backbone", ["dinov2"], indirect=True)
 def test_features_are_computed_by_one_process_at_a_time(
-    backbone: Path, pusht_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    backbone: Path, pusht_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_policy(looking(pusht_file, still(backbone)))
     arrays = load_arrays(open_demonstrations(pusht_file), made.config.streams)
+    said: SimpleQueue[str] = SimpleQueue()
+    monkeypatch.setattr(features, "print", lambda text, **_: said.put(text), raising=False)
     with ThreadPoolExecutor(1) as pool:
         with (tmp_path / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             waiting = pool.submit(keep_features, made, arrays, tmp_path)
-            while "another process computes features" not in capsys.readouterr().out:
-                assert not waiting.done()
+            assert "another process computes features" in said.get(timeout=60)
+            assert not waiting.done()
             assert not list(tmp_path.glob("*.*16"))
         assert waiting.result(60)["img"].any()
 
