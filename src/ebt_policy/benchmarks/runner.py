@@ -115,7 +115,7 @@ def is_current(line: dict[str, Any], cell: Cell, folder: Path) -> bool:
     settings = _settings(_config(cell))
     was = _completed(line["settings_of_cell"], settings)
     if act is not None and not act.disturbance and not act.imagines:
-        # Results from before there was a limit: numbers stay within it where nothing is disturbed.
+        # From before there was a limit; it decides less where nothing is disturbed.
         was = {_LIMIT: settings[_LIMIT]} | was
     return (
         line["options"] == cell.method.options
