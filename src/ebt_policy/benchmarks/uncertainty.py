@@ -15,7 +15,6 @@ the observation's energy is about where it is; the sum of their logarithms is a 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from ebt_policy.policies.ebt import EnergyPolicy
 from ebt_policy.policies.files import load_policy
 from ebt_policy.provenance import provenance
 from ebt_policy.shapes import Float
+from ebt_policy.windows.normaliser import held
 from ebt_policy.windows.windows import Windows
 
 _STARTS = 8  # chunks whose spread is measured
@@ -217,14 +217,13 @@ def _signals(
         distillation, reconstruction = _distilled(known), _reconstruction(known)
 
     executed = policy.config.windows.action_steps
-    limit = policy.config.observation_limit or math.inf
 
     def some(windows: dict[str, np.ndarray]) -> dict[str, Tensor]:
         observation = policy.normalise_observation(
             {name: torch.from_numpy(values) for name, values in windows.items()}
         )
         rows = flat(observation)
-        seen_as = rows.clamp(-limit, limit)  # by the policies
+        seen_as = held(rows, policy.config.observation_limit)  # by the policies
         memory = policy.energy.remember(observation)
         energy = policy.energy.given(memory)
         start, noise, _ = policy.starts(memory, None, None)

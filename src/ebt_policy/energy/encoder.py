@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +10,7 @@ from ebt_policy.energy.layers import EncoderBlock
 from ebt_policy.energy.vision import CameraEncoders
 from ebt_policy.shapes import Float
 from ebt_policy.windows.batch import presence
+from ebt_policy.windows.normaliser import held
 
 
 class ObservationEncoder(nn.Module):
@@ -31,8 +30,7 @@ class ObservationEncoder(nn.Module):
         # ModuleDict keys may not hold dots; the index keeps any stream name legal.
         self.names = sorted(config.streams.keys() - config.cameras.keys())
         self.numbers = {name for name, of in config.streams.items() if of.kind == "numbers"}
-        limit = config.observation_limit
-        self.limit = math.inf if limit is None else limit
+        self.limit = config.observation_limit
         self.camera_names = sorted(config.cameras)
         self.streams = nn.ModuleList(
             nn.Linear(config.streams[name].features, network.width) for name in self.names
@@ -61,7 +59,7 @@ class ObservationEncoder(nn.Module):
 
         def seen_as(name: str) -> Tensor:
             values = observation[name]
-            return values.clamp(-self.limit, self.limit) if name in self.numbers else values
+            return held(values, self.limit) if name in self.numbers else values
 
         tokens = self.positions + sum(
             where_present(name, layer(seen_as(name)))

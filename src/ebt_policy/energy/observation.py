@@ -22,13 +22,13 @@ far from everything), however far from each other the demonstrated values are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ebt_policy.shapes import Float
+from ebt_policy.windows.normaliser import held
 
 _NOISE = 0.1  # of the range [-1, 1] of the demonstrations
 _EXCHANGED = 0.25  # of the windows, for each stream
@@ -72,8 +72,7 @@ class ObservationEnergy(nn.Module):
 
     def forward(self, windows: Float[Tensor, "b d"]) -> Float[Tensor, b]:
         """F of each window."""
-        bound = math.inf if self.limit is None else self.limit
-        seen = windows.clamp(-bound, bound)
+        seen = held(windows, self.limit)
         rest = (seen - self.layers(seen)) @ self.root
         return 0.5 * (rest.square().sum(1) + (windows - seen).square().sum(1))
 

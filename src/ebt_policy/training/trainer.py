@@ -232,10 +232,9 @@ class Trainer:
         still = (policy.action_normaliser.moves == 0).nonzero().flatten().tolist()
         if still and self.accelerator.is_main_process:
             print(f"constant action dimensions, kept at their value: {still}")
-        named = zip(policy.stream_names, policy.stream_normalisers, strict=True)
         constant = [
             name
-            for name, normaliser in named
+            for name, normaliser in policy.named_normalisers()
             if isinstance(normaliser, Normaliser)
             and policy_config.streams[name].kind == "numbers"
             and not normaliser.moves.any()

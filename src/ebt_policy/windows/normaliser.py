@@ -19,6 +19,11 @@ from ebt_policy.errors import UserError
 from ebt_policy.shapes import Float
 
 
+def held(values: Tensor, limit: float | None) -> Tensor:
+    """Normalised numbers at most ``limit`` from the middle; None: as they are."""
+    return values if limit is None else values.clamp(-limit, limit)
+
+
 class Normaliser(nn.Module):
     """Min-max normaliser of one stream of numbers.
 
