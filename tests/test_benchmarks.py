@@ -200,10 +200,11 @@ def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) ->
     )
     auroc = {
         "failure": [0.7, 0.6, 0.8], "failure_mean": [0.9, 0.86, 0.94],
-        "shift": {"0.01": [0.9, 0.8, 1.0]},
+        "shift": {"0.01": [0.9, 0.8, 1.0]}, "minus": {"failure": {"y": [0.1, 0.02, 0.2]}},
     }  # fmt: skip
     seen = "energy of the observation"
-    measured = ("energy", "gradient", "spread of 8 starts", seen, f"{seen} and change of plan")
+    measured = ("energy", "gradient", "drop of the energy", "spread of 8 starts", seen,
+                f"{seen} and change of plan")  # fmt: skip
     signals = dict.fromkeys(measured, auroc)
     (tmp_path / "uncertainty-x.json").write_text(
         json.dumps({"task": "x", "signals": signals, "demonstrations": 5, "failures": 9,
@@ -222,11 +223,13 @@ def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) ->
         "| 1.000 [0.912, 1.000], 40 of 40 | holds, of one training seed |",
         "Diffusion Policy: Lift+drop | `bench recovery --only 'robosuite-Lift/200/*'` "
         "| +1.000 [+0.912, +1.000], 1 × 50 | holds, of one training seed |",
-        "gradient at the last step: AUROC 0.85 for failure: x | `bench uncertainty … --task x "
-        "--json results/uncertainty-x.json` | 0.700 [0.600, 0.800] | does not hold |",
-        "change of plan: AUROC 0.85 for failure: x | `bench uncertainty … --task x "
-        "--json results/uncertainty-x.json` | 0.900 [0.860, 0.940] | holds |",
-        "AUROC 0.95 for noise of 0.01 m: x | `bench uncertainty … --task x "
+        "chunk's energy, highest: AUROC 0.85 for failure: x, 5 demonstrations | `bench uncertainty "
+        "… --task x --json results/uncertainty-x.json` | 0.700 [0.600, 0.800] | does not hold |",
+        "change of plan, mean: AUROC 0.85 for failure: x, 5 demonstrations | `bench uncertainty "
+        "… --task x --json results/uncertainty-x.json` | 0.900 [0.860, 0.940] | holds |",
+        "failure at most 0.03 worse than y: x, 5 demonstrations | `bench uncertainty … --task x "
+        "--json results/uncertainty-x.json` | +0.100 [+0.020, +0.200] | holds |",
+        "AUROC 0.95 for noise of 0.01 m: x, 5 demonstrations | `bench uncertainty … --task x "
         "--json results/uncertainty-x.json` | 0.900 [0.800, 1.000] | open |",
         "within 0.03 of 0.1: x | `calibrate`, `eval --json results/alarm-x.json` "
         "| 0.140 [0.100, 0.200], 100 episodes | does not hold |",

@@ -55,6 +55,11 @@ def test_off_the_demonstrations_signals_tell_failure_and_shift(
     for signal in measured["signals"].values():
         areas = [signal["failure"], signal["failure_mean"], *signal["shift"].values()]
         assert all(0 <= low <= area <= high <= 1 for area, low, high in areas)
+        for how, others in signal["minus"].items():
+            for other, (gap, low, high) in others.items():
+                theirs = measured["signals"][other][how][0]
+                assert gap == pytest.approx(signal[how][0] - theirs, abs=2e-4)
+                assert low <= gap <= high
 
 
 def test_a_plan_that_is_kept_to_does_not_change_and_an_episode_begins_anew() -> None:
@@ -74,6 +79,19 @@ def test_the_interval_of_an_area_is_over_whole_episodes() -> None:
     above = below + 0.5 + 1e-3 * random.normal(size=200)
     above[0] = np.nan
     area, low, high = uncertainty.auroc_of_episodes(above, below, of_episode)
-    naive = uncertainty.auroc(above[1:], below[1:])
+    naive = uncertainty.auroc_of_episodes(above, below, np.arange(200))
     assert area == naive[0]
     assert high - low > 1.5 * (naive[2] - naive[1])
+
+
+def test_episodes_are_compared_after_as_many_chunks() -> None:
+    """A failure that is only longer is not told from a success, and one that stands out is."""
+    rising = np.arange(10.0)
+    longer = [rising[:4], rising[:4], rising, rising]
+    failed = np.array([False, False, True, True])
+    assert (uncertainty.areas_in_time(longer, failed) == 0.5).all()
+    other = [rising[:4], rising[:6], rising + 1, rising - 1]
+    area, low, high = uncertainty.with_interval(uncertainty.areas_in_time(other, failed))
+    assert (area, low, high) == (0.5, 0, 1)
+    other[3] = rising + 0.5
+    assert (uncertainty.areas_in_time(other, failed) == 1).all()

@@ -177,19 +177,28 @@ def _claims(found: Found) -> str:
     rows += _delay_claims(found)
     rows += _image_claims(found)
     for file, measured in found.uncertainty.items():
-        signals, where = measured["signals"], measured["task"]
-        command = f"`bench uncertainty … --task {where} --json results/{file}`"
+        signals, task = measured["signals"], measured["task"]
+        where = f"{task}, {measured['demonstrations']} demonstrations"
+        command = f"`bench uncertainty … --task {task} --json results/{file}`"
         for signal, how, label in (
-            ("energy", "failure", "the chunk's energy"),
-            ("gradient", "failure", "the gradient at the last step"),
-            ("spread of 8 starts", "failure", "the spread of eight starts"),
-            (OBSERVED, "failure", "the observation's energy"),
-            (OBSERVED_AND_CHANGE, "failure_mean", "the observation's energy and change of plan"),
+            ("energy", "failure", "the chunk's energy, highest"),
+            ("gradient", "failure_mean", "the gradient at the last step, mean"),
+            ("drop of the energy", "failure_mean", "the energy's drop, mean"),
+            ("spread of 8 starts", "failure_mean", "the spread of eight starts, mean"),
+            (OBSERVED, "failure", "the observation's energy, highest"),
+            (OBSERVED_AND_CHANGE, "failure_mean", "observation's energy and change of plan, mean"),
         ):
             mean, low, high = signals[signal][how]
             rows.append([
                 f"{label}: AUROC 0.85 for failure: {where}", command,
                 bracketed(mean, low, high), verdict_of(low, high, 0.85),
+            ])  # fmt: skip
+        for other, (mean, low, high) in signals[OBSERVED]["minus"]["failure"].items():
+            rows.append([
+                f"the observation's energy tells failure at most {_MARGIN:g} worse than {other}: "
+                f"{where}",
+                command, f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]",
+                verdict_of(low, high, -_MARGIN),
             ])  # fmt: skip
         size, (mean, low, high) = list(signals[OBSERVED]["shift"].items())[-1]
         rows.append([

@@ -1,11 +1,10 @@
 """``bench uncertainty``: do energies tell that an episode will fail, or that the scene is another?
 
 Every signal is computed at each chunk of the same episodes; positive ones as logarithms. An
-episode's score is the highest, or the mean, of its first m chunks, m such that nine in ten
-successful ones have as many; those that are shorter are left out, so that a failure is not
-recognised by its length. AUROC: how often a failed episode scores above a successful one; and how
-often an observation of a successful episode scores higher once it has been shifted than another as
-it was.
+episode's score after so many chunks is the highest, or the mean, until then. AUROC: how often a
+failed episode scores above a successful one after as many chunks as both have, so that a failure is
+not recognised by its length; and how often an observation of a successful episode scores higher
+once it has been shifted than another as it was.
 
 *Change of plan*: mean square between a chunk and the one before it, over the steps that both plan
 for, both drawn anew (cf. arXiv 2410.04640). It is about what the robot's actions have led to, as
@@ -45,6 +44,8 @@ _ROWS = 256  # observations at once
 SHIFTS = (0.005, 0.01, 0.02)
 
 OBSERVED, _DISTILLED = "energy of the observation", "random network distillation"
+_SAMPLED = f"spread of {_STARTS} diffusion chunks"
+REFERENCES = (_DISTILLED, _SAMPLED)  # what an energy is compared with
 _CHANGE = "change of plan"
 _AND_CHANGE = f" and {_CHANGE}"
 OBSERVED_AND_CHANGE = OBSERVED + _AND_CHANGE
@@ -94,55 +95,83 @@ def measure_uncertainty(
     rollout = visits(Rollout(str(run), task), seed)
     seen = list(tqdm(itertools.islice(rollout, episodes), desc=task, total=episodes, unit="ep"))
     rollout.close()
-    lengths = [len(visit.windows) for visit in seen if visit.record.success]
-    # Two at least: a plan changes from one chunk to the next.
-    first = max(2, int(np.quantile(lengths, 0.1, method="lower"))) if lengths else 2
-    seen = [visit for visit in seen if len(visit.windows) >= first]
+    # Two chunks at least: a plan changes from one to the next.
+    seen = [visit for visit in seen if len(visit.windows) > 1]
     failed = np.array([not visit.record.success for visit in seen])
     if failed.all() or not failed.any():
         raise UserError(
-            f"{task}: {failed.sum()} of {len(seen)} episodes failed (of {first} chunks or more); "
+            f"{task}: {failed.sum()} of {len(seen)} episodes failed (of two chunks or more); "
             "AUROC needs both"
         )
-    beginnings = _stack([window for visit in seen for window in visit.windows[:first]], names)
-    each = signals(beginnings, np.arange(first * len(seen)) % first > 0)
-    succeeded = [visit for visit in seen if visit.record.success]
-    calm = _stack([window for visit in succeeded for window in visit.windows], names)
-    goes_on = np.concatenate([np.arange(len(visit.windows)) > 0 for visit in succeeded])
-    of_episode = np.repeat(np.arange(len(succeeded)), [len(visit.windows) for visit in succeeded])
-    plain = signals(calm, goes_on)
+    lengths = np.array([len(visit.windows) for visit in seen])
+    of_episode = np.repeat(np.arange(len(seen)), lengths)
+    every = _stack([window for visit in seen for window in visit.windows], names)
+    goes_on = np.diff(of_episode, prepend=-1) == 0
+    found = signals(every, goes_on)
+    calm = ~failed[of_episode]
+    quiet = {name: values[calm] for name, values in every.items()}
     random = np.random.default_rng(seed)
-    shifted = {size: signals(_noisy(calm, size, random), goes_on) for size in SHIFTS}
-    rows = {}
-    for name in plain:
-        of_episodes = {
-            "failure": np.nanmax(each[name].reshape(-1, first), 1),
-            "failure_mean": np.nanmean(each[name].reshape(-1, first), 1),
+    shifted = {size: signals(_noisy(quiet, size, random), goes_on[calm]) for size in SHIFTS}
+    areas: dict[str, dict[str, np.ndarray]] = {how: {} for how in _UNTIL}
+    for name, values in found.items():
+        by_episode = np.split(values, np.cumsum(lengths)[:-1])
+        for how, until in _UNTIL.items():
+            areas[how][name] = areas_in_time([until(scores) for scores in by_episode], failed)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, values in found.items():
+        rows[name] = {how: with_interval(areas[how][name]) for how in areas}
+        rows[name]["minus"] = {
+            how: {other: with_interval(of[name] - of[other]) for other in REFERENCES}
+            for how, of in areas.items()
         }
-        rows[name] = {
-            how: auroc(scores[failed], scores[~failed]) for how, scores in of_episodes.items()
-        } | {
-            "shift": {
-                str(size): auroc_of_episodes(found[name], plain[name], of_episode)
-                for size, found in shifted.items()
-            }
+        rows[name]["shift"] = {
+            str(size): auroc_of_episodes(moved[name], values[calm], of_episode[calm])
+            for size, moved in shifted.items()
         }
     return {
         "task": task, "episodes": episodes, "first_seed": seed, "failures": int(failed.sum()),
-        "successes": int((~failed).sum()), "chunks_looked_at": first, "signals": rows,
+        "successes": int((~failed).sum()), "signals": rows,
         "data": Path(data).name, "demonstrations": len(trained.first.unique()),
         **provenance(),
     }  # fmt: skip
 
 
-def auroc(above: np.ndarray, below: np.ndarray) -> list[float]:
-    """How often one of the first is above one of the second, with its 95% bootstrap interval."""
+def areas_in_time(scores: list[np.ndarray], failed: np.ndarray) -> np.ndarray:
+    """How often failed episodes score above others after as many chunks, and so when resampled.
+
+    Args:
+        scores: of every episode, its score after each of its chunks.
+        failed: of every episode.
+
+    Returns:
+        The area, then those of bootstrap samples of the failed ones and of the others, the same
+        samples for any scores of these episodes.
+    """
+    lost, won = ([scores[i] for i in np.flatnonzero(which)] for which in (failed, ~failed))
+    wins = np.empty((len(lost), len(won)))
+    for i, one in enumerate(lost):
+        for j, other in enumerate(won):
+            last = min(len(one), len(other)) - 1
+            wins[i, j] = (1 + np.sign(one[last] - other[last])) / 2
     random = np.random.default_rng(0)
-    drawn = [
-        _share(random.choice(above, len(above)), random.choice(below, len(below)))
-        for _ in range(_RESAMPLES)
-    ]
-    return _with_interval(_share(above, below), drawn)
+    areas = [wins.mean()]
+    for _ in range(_RESAMPLES):
+        some, others = (random.integers(size, size=size) for size in wins.shape)
+        areas.append(wins[np.ix_(some, others)].mean())
+    return np.array(areas)
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    """(n,) mean of the values until each; NaN is left out."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        means: np.ndarray = np.cumsum(np.where(known, values, 0)) / np.cumsum(known)
+    return means
+
+
+_UNTIL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "failure": np.fmax.accumulate, "failure_mean": _means,
+}  # fmt: skip
 
 
 def auroc_of_episodes(above: np.ndarray, below: np.ndarray, episode: np.ndarray) -> list[float]:
@@ -157,11 +186,11 @@ def auroc_of_episodes(above: np.ndarray, below: np.ndarray, episode: np.ndarray)
     above, below, episode = above[known], below[known], episode[known]
     chunks = [np.flatnonzero(episode == number) for number in np.unique(episode)]
     random = np.random.default_rng(0)
-    drawn = []
+    areas = [_share(above, below)]
     for _ in range(_RESAMPLES):
         some = np.concatenate([chunks[i] for i in random.integers(len(chunks), size=len(chunks))])
-        drawn.append(_share(above[some], below[some]))
-    return _with_interval(_share(above, below), drawn)
+        areas.append(_share(above[some], below[some]))
+    return with_interval(np.array(areas))
 
 
 def _share(one: np.ndarray, other: np.ndarray) -> float:
@@ -170,8 +199,9 @@ def _share(one: np.ndarray, other: np.ndarray) -> float:
     return float(wins.mean() / (2 * len(other)))
 
 
-def _with_interval(area: float, drawn: list[float]) -> list[float]:
-    return [round(float(x), 4) for x in (area, *np.percentile(drawn, [2.5, 97.5]))]
+def with_interval(areas: np.ndarray) -> list[float]:
+    """The first of these, and the 95% interval of the others."""
+    return [round(float(x), 4) for x in (areas[0], *np.percentile(areas[1:], [2.5, 97.5]))]
 
 
 def change_of_plan(
@@ -238,8 +268,7 @@ def _signals(
             "gradient": rms(gradient).log(),
             f"spread of {_STARTS} starts": torch.stack(landed).var(0).mean((1, 2)).log(),
             OBSERVED: learned(rows).log(),
-            f"spread of {_STARTS} diffusion chunks":
-                torch.stack(sampled).var(0).mean((1, 2)).log(),
+            _SAMPLED: torch.stack(sampled).var(0).mean((1, 2)).log(),
             _DISTILLED: distillation(seen_as).log(),
             "reconstruction": reconstruction(seen_as).log(),
         }  # fmt: skip
