@@ -194,10 +194,12 @@ def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) ->
     (half,) = manipulation.TASKS.cells(["robosuite-Lift/200@50/basin/0"])
     less = {"training": {"steps": 5, "samples": 320, "multiply_adds": 5e8}}
     runner._append(results_file(half, tmp_path / "tasks"), line(half, "2 steps", [0.5], **less))
-    alarm = {"rate": 0.14, "episodes": 100, "ci95": [0.1, 0.2]}
-    (tmp_path / "alarm-x.json").write_text(
-        json.dumps({"task": "x", "alarm_rate": 0.1, "alarms": {"of_successes": alarm}})
-    )
+    for name, rate, within in (("x", 0.14, [0.1, 0.2]), ("y", 0.1, [0.08, 0.12]),
+                               ("z", 0.2, [0.15, 0.25])):  # fmt: skip
+        alarm = {"rate": rate, "episodes": 100, "ci95": within}
+        (tmp_path / f"alarm-{name}.json").write_text(
+            json.dumps({"task": name, "alarm_rate": 0.1, "alarms": {"of_successes": alarm}})
+        )
     auroc = {
         "failure": [0.7, 0.6, 0.8], "failure_mean": [0.9, 0.86, 0.94],
         "shift": {"0.01": [0.9, 0.8, 1.0]}, "minus": {"failure": {"y": [0.1, 0.02, 0.2]}},
@@ -232,7 +234,9 @@ def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) ->
         "AUROC 0.95 for noise of 0.01 m: x, 5 demonstrations | `bench uncertainty … --task x "
         "--json results/uncertainty-x.json` | 0.900 [0.800, 1.000] | open |",
         "within 0.03 of 0.1: x | `calibrate`, `eval --json results/alarm-x.json` "
-        "| 0.140 [0.100, 0.200], 100 episodes | does not hold |",
+        "| 0.140 [0.100, 0.200], 100 episodes | open |",
+        "alarm-y.json` | 0.100 [0.080, 0.120], 100 episodes | holds |",
+        "alarm-z.json` | 0.200 [0.150, 0.250], 100 episodes | does not hold |",
         "| Lift | basin | 2 steps | 0.00 (0.0005) | 1.00 (0.001) |",
         "| Lift | drop | diffusion | DDIM-10 | 0.000 [0.000, 0.088] | 0 of 40 | 1 × 50 | 0.400 |",
         "| Lift | drop |  | -9.0 |  | -5.0 |",
