@@ -175,7 +175,7 @@ _UNTIL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def auroc_of_episodes(above: np.ndarray, below: np.ndarray, episode: np.ndarray) -> list[float]:
-    """The same of values of the same chunks, with an interval over whole episodes.
+    """How often chunks score above others of the same episodes, with an interval over episodes.
 
     Args:
         above: (n,) of each chunk, one way; NaN is left out.
