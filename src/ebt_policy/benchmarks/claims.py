@@ -58,7 +58,6 @@ _DISTURBED = {
 }
 MANY = max(manipulation.STEP_BUDGETS)
 _SEEING = {"": "", UNFELT: ", fingers unseen", FROM_HAND: ", hand's place unseen"}
-_WIDE = manipulation.WIDE.name.removeprefix(OURS[1])
 _TARGETS = {"Lift": 0.98, "Can": 0.95, "Square": 0.80, "Tool Hang": 0.60}
 _SEEN_TARGETS = {"robosuite/Lift": 0.90, "pusht": 0.80}  # from cameras
 
@@ -231,7 +230,7 @@ def _recovery_claims(
 ) -> list[list[str]]:
     """Of one task and disturbance: each way of the energy policy, and against the other."""
     rows = []
-    ways = (("", ""), ("", IMAGINING), (UNFELT, ""), (UNFELT, _WIDE), (FROM_HAND, ""))
+    ways = (("", ""), ("", IMAGINING), (UNFELT, ""), (FROM_HAND, ""))
     for seeing, how in ways:
         other = results.get(slug, "diffusion" + seeing, "DDIM-10" + disturbance)
         ours = results.get(slug, "basin" + seeing, "2 steps" + how + disturbance)

@@ -26,11 +26,10 @@ _ACTS = {
     "ibc": (Act("Langevin", ("ibc.iterations=20",), core=True),),
 }
 _FELT = {name: replace(METHODS[name], acts=acts) for name, acts in _ACTS.items()}
-# The same without the fingers' state, from which a policy tells what it has just done; with a wider
-# walk, which leads out of what does not succeed; and without the hand's own place, so that what is
-# left of places is where the object is, in the world and as seen from the hand.
+# The same without the fingers' state, from which a policy tells what it has just done; and without
+# the hand's own place, so that what is left of places is where the object is, in the world and as
+# seen from the hand.
 UNFELT, FROM_HAND = "-no-fingers", "-from-hand"
-WIDE = Act("2 steps, wide walk", ("descent.steps=2", "descent.noise=0.2"))
 _METHODS = _FELT | {
     name + way: replace(
         _FELT[name], name=name + way, cost=name, acts=acts,
@@ -38,7 +37,7 @@ _METHODS = _FELT | {
     )
     for way, observes, kinds in (
         (UNFELT, "robot0_eef_pos,robot0_eef_quat,object", {
-            "basin": (TWO_STEPS, WIDE), "diffusion": _ACTS["diffusion"][:1],
+            "basin": (TWO_STEPS,), "diffusion": _ACTS["diffusion"][:1],
         }),
         (FROM_HAND, "object,robot0_eef_quat,robot0_gripper_qpos", {
             "basin": (TWO_STEPS, ONE_STEP), "diffusion": _ACTS["diffusion"][:1],
@@ -47,35 +46,48 @@ _METHODS = _FELT | {
     )
     for name, acts in kinds.items()
 }  # fmt: skip
+
+
+def _named(*variants: str) -> tuple[str, ...]:
+    """The methods that observe everything, and those of some variants."""
+    return (*_FELT, *(name for name in _METHODS if name.endswith(variants)))
+
+
 _TASKS = {
     task.slug: task
     for task in (
         BenchTask(
-            f"robosuite/{name}", (200,), budget, (0, 1, 2), 50, tuple(_METHODS),
+            f"robosuite/{name}", (200,), budget, (0, 1, 2), 50, methods,
             shares=(1.0, 0.5, 0.25, 0.125),
         )
-        for name, budget in (
-            ("Lift", 60.0), ("PickPlaceCan", 240.0), ("NutAssemblySquare", 480.0),
+        for name, budget, methods in (
+            ("Lift", 60.0, _named(UNFELT, FROM_HAND)),
+            ("PickPlaceCan", 240.0, _named(UNFELT)),
+            ("NutAssemblySquare", 480.0, _named()),
         )
     )
 }  # fmt: skip
 # Success and speed of training only: its episodes are long, and nothing disturbs them yet.
 _TOOL_HANG = BenchTask("robosuite/ToolHang", (200,), 960.0, (0, 1, 2), 50, tuple(_FELT))
 _WHOLE = {slug: replace(task, shares=(1.0,)) for slug, task in _TASKS.items()}
-_WHOLE_FELT = {slug: replace(task, methods=tuple(_FELT)) for slug, task in _WHOLE.items()}
+_SLOW = "ibc"  # and hardly learns these tasks: one training of each, undisturbed
 
 
-def _disturbed(method: Method, disturbances: tuple[str, ...]) -> Method:
-    """The method's core acts, and some more of the energy, disturbed in several ways."""
-    acts = [act for act in method.acts if act.core or act in (ONE_STEP, ADAPTIVE, WIDE)]
-    return replace(
-        method,
-        acts=tuple(
-            replace(act, name=act.name + disturbance, disturbance=disturbance)
-            for disturbance in disturbances
-            for act in acts
-        ),
+def _but_slow(methods: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in methods if name != _SLOW)
+
+
+def _disturbed(acts: tuple[Act, ...], disturbances: tuple[str, ...]) -> tuple[Act, ...]:
+    """Some ways of acting, disturbed in several ways."""
+    return tuple(
+        replace(act, name=act.name + disturbance, disturbance=disturbance)
+        for disturbance in disturbances
+        for act in acts
     )
+
+
+def _core(method: Method) -> tuple[Act, ...]:
+    return tuple(act for act in method.acts if act.core)
 
 
 RECOVERIES = ("+drop", "+move", "+open")
@@ -84,14 +96,18 @@ _HAND = ("robot0_gripper_qpos",)
 
 
 def _recovering(method: Method) -> Method:
-    """Every recovery, also where the policy may imagine its hand otherwise; and undisturbed so."""
-    plain = _disturbed(method, RECOVERIES)
-    first = next(act for act in method.acts if act.core)
-    imagining = tuple(
-        replace(first, name=first.name + IMAGINING + way, disturbance=way, imagines=_HAND)
-        for way in ("", *RECOVERIES)
-    )
-    return replace(plain, acts=(*plain.acts, *imagining))
+    """Every recovery; of energies also with other numbers of steps; and of those that imagine."""
+    drop = RECOVERIES[:1]
+    usual = tuple(act for act in method.acts if act.core or act == ONE_STEP)
+    many = tuple(act for act in method.acts if act == ADAPTIVE)
+    acts = (*_disturbed(usual, RECOVERIES), *_disturbed(many, drop))
+    if method.name in ("basin", "diffusion"):
+        imagining = tuple(
+            replace(act, name=act.name + IMAGINING, imagines=_HAND, first_seed=True)
+            for act in _core(method)
+        )
+        acts = (*acts, *imagining, *_disturbed(imagining, drop))
+    return replace(method, acts=acts)
 
 
 SHIFTS = (
@@ -99,20 +115,23 @@ SHIFTS = (
     "+delay=1", "+delay=2", "+delay=3", "+mass=0.5", "+mass=2",
     "+friction=0.5", "+friction=2", "+gain=0.8", "+gain=1.2",
 )  # fmt: skip
-TASKS = Study("tasks", _TASKS | {_TOOL_HANG.slug: _TOOL_HANG}, _METHODS)
+_ONE_SEED = (_SLOW, "regression" + FROM_HAND)
+TASKS = Study("tasks", _TASKS | {_TOOL_HANG.slug: _TOOL_HANG}, _METHODS, one_seed=_ONE_SEED)
 RECOVERY = Study(
     "recovery",
-    _WHOLE,
     {
-        name: _recovering(method)
-        if name in _FELT
-        else _disturbed(method, ("+drop",) if name.endswith(UNFELT) else RECOVERIES)
-        for name, method in _METHODS.items()
+        slug: replace(_WHOLE[slug], methods=_but_slow(_named(unseen)))
+        for slug, unseen in (("robosuite-Lift", FROM_HAND), ("robosuite-PickPlaceCan", UNFELT))
     },
+    {name: _recovering(method) for name, method in _METHODS.items()},
+    one_seed=("mip", "regression", *_ONE_SEED),
     work="tasks",
 )
 SHIFT = Study(
-    "shift", _WHOLE_FELT, {n: _disturbed(m, SHIFTS) for n, m in _FELT.items()}, work="tasks"
+    "shift",
+    {slug: replace(task, seeds=(0,), methods=_but_slow(_named())) for slug, task in _WHOLE.items()},
+    {name: replace(_FELT[name], acts=_disturbed(_core(_FELT[name]), SHIFTS)) for name in _FELT},
+    work="tasks",
 )
 
 STEP_BUDGETS = (20, 10, 5, 3, 2, 1)
@@ -142,7 +161,7 @@ _SCALED = tuple(
     for preset in PRESETS_COMPARED
 )  # fmt: skip
 _CORE = {
-    name: replace(method, acts=tuple(act for act in method.acts if act.core))
+    name: replace(method, acts=_core(method))
     for name, method in (_FELT | {"flow": METHODS["flow"]}).items()
 }
 SCALE = Study(

@@ -21,7 +21,7 @@ METHODS = {
         Method("basin", "ebt", (
             *_steps(1, 2, 3, 5, 10, 20, 50, core=(1, 2)), SEVERAL, ADAPTIVE,
             Act("2 steps, no walk", ("descent.steps=2", "descent.noise=0")),
-            _QUALITY, Act(LANDSCAPE),
+            _QUALITY, Act(LANDSCAPE, first_seed=True),
         )),
         Method("one-way", "ebt", (*_steps(1, 2, 20), SEVERAL, _QUALITY), ("basin.ways=1",)),
         Method("scalar", "ebt", (*_steps(1, 2, 20), SEVERAL, _QUALITY), ("form=scalar",)),

@@ -35,6 +35,7 @@ class Act:
         imagines: streams that the policy may imagine otherwise (``calibrate --imagine``); its
             alarm is calibrated on held-out demonstrations.
         validates: whether the error of its actions on other demonstrations is measured, too.
+        first_seed: whether it is measured of a task's first training seed only.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Act:
     disturbance: str = ""
     imagines: tuple[str, ...] = ()
     validates: bool = False
+    first_seed: bool = False
 
     @property
     def is_rollout(self) -> bool:
@@ -100,7 +102,7 @@ class BenchTask:
         seeds: of training.
         episodes: evaluation starts.
         methods: names of the study's methods.
-        shares: of the budget that trainings get, the whole of it first.
+        shares: of the budget that trainings of the first seed get, the whole of it first.
         preset: size of the network.
     """
 
@@ -148,11 +150,13 @@ class Cell:
     def acts(self) -> tuple[Act, ...]:
         """The ways of acting that are measured for this cell."""
         most = not self.task.demonstrations or self.demonstrations == self.task.demonstrations[-1]
-        fork = self.task.name == "planar/fork" and self.seed == self.task.seeds[0]
+        first = self.seed == self.task.seeds[0]
         return tuple(
             act
             for act in self.method.acts
-            if ((most and self.share == 1) or act.core) and (act.name != LANDSCAPE or fork)
+            if (most and self.share == 1) or act.core
+            if first or not act.first_seed
+            if act.name != LANDSCAPE or self.task.name == "planar/fork"
         )
 
 
@@ -164,7 +168,7 @@ class Study:
         name: of its folders under ``runs/`` and ``results/``.
         tasks: by slug, the cheapest first.
         methods: by name.
-        one_seed: methods that are trained with a task's first seed only.
+        one_seed: methods that are trained with a task's first seed only, and its whole budget.
         work: name of the folder of the training runs, where it is that of another study.
     """
 
@@ -186,11 +190,11 @@ class Study:
             Cell(task, count, self.methods[method], seed, share)
             for task in self.tasks.values()
             for seed in task.seeds
-            for share in task.shares
+            for share in (task.shares if seed == task.seeds[0] else (1.0,))
             for count in task.demonstrations or (GIVEN_DEMONSTRATIONS,)
             for method in task.methods
             if seed == task.seeds[0] or method not in self.one_seed
-            if share == 1 or not self.methods[method].cost
+            if share == 1 or not (method in self.one_seed or self.methods[method].cost)
         ]
         for pattern in patterns:
             if not fnmatch.filter([cell.name for cell in every], pattern):
