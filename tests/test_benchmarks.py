@@ -79,7 +79,13 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
     monkeypatch.setattr(runner, "QUALITY_OBSERVATIONS", 10)
     with pytest.raises(UserError, match="'ebt-policy bench cost --preset tiny"):
         runner.run_cell(cell, work, results, tmp_path)
+    costs = results / "cost-tiny.json"
     write_cost(results, ms=50.0)
+    whole = costs.read_text()
+    costs.write_text('{"methods": {"flow": {"ms": 50.0}}}')
+    with pytest.raises(UserError, match="has flow and not basin"):
+        runner.run_cell(cell, work, results, tmp_path)
+    costs.write_text(whole)
     runner.run_cell(cell, work, results, tmp_path)
     found = read_lines(results_file(cell, results))
     assert [one["act"] for one in found] == ["1 step", "2 steps", "energy quality", "landscape"]
@@ -475,8 +481,13 @@ def test_cost_compares_every_method_with_diffusion_in_one_run(
     assert found["methods"]["diffusion"]["ratio"] == 1
     assert all(cost["ms"] > 0 for cost in found["methods"].values())
     assert {cost["batch_size"] for cost in found["methods"].values()} == {2}
-    found = measure_cost("tiny", batch_size=None, rounds=1)
+    found = measure_cost("tiny", None, 1, ["flow", "diffusion"])
+    assert set(found["methods"]) == {"flow", "diffusion"}
     assert found["methods"]["flow"]["batch_size"] == METHODS["flow"].batch_size == 128
+    with pytest.raises(UserError, match="--methods flwo: expected some of basin, one-way, "):
+        measure_cost("tiny", None, 1, ["diffusion", "flwo"])
+    with pytest.raises(UserError, match="--methods basin,flow: diffusion is what others"):
+        measure_cost("tiny", None, 1, ["basin", "flow"])
 
 
 def test_bench_lists_what_is_missing_and_refuses_nonsense(

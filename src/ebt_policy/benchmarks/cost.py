@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ebt_policy.benchmarks.objectives import METHODS
 from ebt_policy.config import PRESETS, PolicyConfig, TrainingConfig, override
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import write_robomimic
+from ebt_policy.errors import UserError
 from ebt_policy.provenance import provenance
 from ebt_policy.tasks import make_task
 from ebt_policy.tasks.collection import collect
@@ -59,7 +61,9 @@ def make_trainers(
     return made
 
 
-def measure_cost(preset: str, batch_size: int | None, rounds: int) -> dict[str, Any]:
+def measure_cost(
+    preset: str, batch_size: int | None, rounds: int, methods: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Median time of a whole training step of every method, as ``train`` takes it.
 
     The methods take turns within each round, so that whatever else the machine does meets all
@@ -69,13 +73,23 @@ def measure_cost(preset: str, batch_size: int | None, rounds: int) -> dict[str, 
         preset: size of the network.
         batch_size: samples of a step; None is the batch that each method is trained with.
         rounds: timed steps of each method.
+        methods: names of those that are measured; None is all.
 
     Returns:
         For each method its batch, milliseconds, and the ratio to a Diffusion Policy step with
         the quartiles of the ratio over rounds.
+
+    Raises:
+        UserError: a method is none of the study's, or Diffusion Policy is not among them.
     """
-    sizes = {name: batch_size or method.batch_size for name, method in METHODS.items()}
-    times: dict[str, list[float]] = {name: [] for name in METHODS}
+    chosen = list(METHODS) if methods is None else list(methods)
+    for name in chosen:
+        if name not in METHODS:
+            raise UserError(f"--methods {name}: expected some of {', '.join(METHODS)}")
+    if REFERENCE not in chosen:
+        raise UserError(f"--methods {','.join(chosen)}: {REFERENCE} is what others are compared to")
+    sizes = {name: batch_size or METHODS[name].batch_size for name in chosen}
+    times: dict[str, list[float]] = {name: [] for name in chosen}
     with tempfile.TemporaryDirectory() as folder:
         trainers = make_trainers(preset, sizes, Path(folder))
         for count in tqdm(range(_WARMUP + rounds), desc=f"training steps, {preset}"):

@@ -96,8 +96,10 @@ def training_steps(cell: Cell, folder: Path) -> int:
             f"{folder}' measures what a step of each method costs, on a machine that does nothing "
             "else"
         )
-    cost = json.loads(path.read_text())["methods"][cell.method.cost or cell.method.name]
-    return round(1e3 * cell.share * cell.task.budget / cost["ms"])
+    costs, name = json.loads(path.read_text())["methods"], cell.method.cost or cell.method.name
+    if name not in costs:
+        raise UserError(f"{path}: has {', '.join(costs)} and not {name}; measure them together")
+    return round(1e3 * cell.share * cell.task.budget / costs[name]["ms"])
 
 
 def missing_acts(cell: Cell, folder: Path) -> list[Act]:

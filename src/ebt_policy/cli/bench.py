@@ -93,6 +93,11 @@ def add_bench(commands: Any) -> None:
         "--batch-size", metavar="N", type=count,
         help="of every method; by default the one each is trained with in the study",
     )  # fmt: skip
+    cost.add_argument(
+        "--methods", metavar="NAME,NAME", type=lambda text: text.split(","),
+        help="of these alone, diffusion among them (default: all; ibc takes hours on a large "
+        "network)",
+    )  # fmt: skip
     cost.add_argument("--rounds", metavar="N", type=count, default=20, help="timed steps")
     cost.add_argument("--results", metavar="DIR", default="results/objectives")
 
@@ -308,7 +313,7 @@ def _bench_cost(options: argparse.Namespace) -> None:
             f"{path}: exists, and the trainings of the study are counted by it; remove it to "
             "measure anew (their results will be stale), or give another --results"
         )
-    measured = measure_cost(options.preset, size, options.rounds)
+    measured = measure_cost(options.preset, size, options.rounds, options.methods)
     _write_json(str(path), measured)
     for name, found in measured["methods"].items():
         print(f"{name:<12}{found['ms']:>9.1f} ms{found['ratio']:>8.2f} x diffusion")
