@@ -65,6 +65,20 @@ def test_cells_are_named_chosen_by_pattern_and_measured_fully_with_the_most_data
         assert set(task.methods) <= set(METHODS)
 
 
+def test_shares_and_some_acts_are_of_the_first_seed_and_slow_methods_of_the_whole_budget() -> None:
+    cells = {cell.name: cell for cell in manipulation.TASKS.cells(["robosuite-Lift/*"])}
+    shares = {name.split("/")[1]: name for name in cells if "/basin/" in name}
+    assert set(shares) == {"200", "200@50", "200@25", "200@12.5"}
+    assert not [name for name in cells if "@" in name and name.endswith(("/1", "/2"))]
+    assert [name for name in cells if "/ibc/" in name] == ["robosuite-Lift/200/ibc/0"]
+    first, second = (
+        {act.name for act in cell.acts}
+        for cell in manipulation.RECOVERY.cells(["robosuite-Lift/200/diffusion/[01]"])
+    )
+    assert first - second == {"DDIM-10, imagining", "DDIM-10, imagining+drop"}
+    assert second == {"DDIM-10+drop", "DDIM-10+move", "DDIM-10+open"}
+
+
 def test_a_cell_is_run_once_and_only_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
