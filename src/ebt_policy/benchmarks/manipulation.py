@@ -176,9 +176,15 @@ SCALE = Study(
     },
 )
 
-_ARMS = tuple(
-    BenchTask(f"robosuite/{name}", (50,), 60.0, (0,), 50, ("basin", "diffusion"))
-    for name in ("Lift", "Lift:UR5e", "Lift:Sawyer")
+# One arm after another at the same task, and two arms at one, with actions twice as wide.
+_ARMS = (
+    *(
+        BenchTask(f"robosuite/{name}", (50,), 60.0, (0,), 50, ("basin", "diffusion"))
+        for name in ("Lift", "Lift:UR5e", "Lift:Sawyer")
+    ),
+    BenchTask(
+        "robosuite/TwoArmLift", (200,), 240.0, (0,), 50, ("basin", "diffusion", "mip", "regression")
+    ),
 )
 EMBODIMENTS = Study("embodiments", {task.slug: task for task in _ARMS}, _CORE)
 

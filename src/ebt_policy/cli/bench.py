@@ -43,7 +43,7 @@ def add_bench(commands: Any) -> None:
         "ebt-policy bench scale --only 'metaworld-pick-place/*'",
     )  # fmt: skip
     _study(
-        studies, "embodiments", "the same task with other arms",
+        studies, "embodiments", "the same task with other arms, and one for two",
         "ebt-policy bench embodiments --only 'robosuite-Lift-UR5e/*'",
     )  # fmt: skip
 
