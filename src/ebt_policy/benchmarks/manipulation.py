@@ -180,7 +180,7 @@ SCALE = Study(
 _ARMS = (
     *(
         BenchTask(f"robosuite/{name}", (50,), 60.0, (0,), 50, ("basin", "diffusion"))
-        for name in ("Lift", "Lift:UR5e", "Lift:Sawyer")
+        for name in ("Lift", "Lift:UR5e")
     ),
     BenchTask(
         "robosuite/TwoArmLift", (200,), 240.0, (0,), 50, ("basin", "diffusion", "mip", "regression")
