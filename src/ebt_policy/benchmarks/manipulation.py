@@ -96,7 +96,10 @@ _HAND = ("robot0_gripper_qpos",)
 
 
 def _recovering(method: Method) -> Method:
-    """Every recovery; of energies also with other numbers of steps; and of those that imagine."""
+    """Core acts and one step with every disturbance, adaptive steps with a drop.
+
+    ``basin`` and ``diffusion`` imagine, too, of the first seed: undisturbed and with a drop.
+    """
     drop = RECOVERIES[:1]
     usual = tuple(act for act in method.acts if act.core or act == ONE_STEP)
     many = tuple(act for act in method.acts if act == ADAPTIVE)

@@ -83,7 +83,7 @@ def training_steps(cell: Cell, folder: Path) -> int:
     They are the study's own, or else those of the study of objectives beside it.
 
     Raises:
-        UserError: they were not measured yet.
+        UserError: they, or this method's among them, were not measured yet.
     """
     preset = cell.task.preset
     name = f"cost-{preset}.json"
@@ -96,10 +96,15 @@ def training_steps(cell: Cell, folder: Path) -> int:
             f"{folder}' measures what a step of each method costs, on a machine that does nothing "
             "else"
         )
-    costs, name = json.loads(path.read_text())["methods"], cell.method.cost or cell.method.name
-    if name not in costs:
-        raise UserError(f"{path}: has {', '.join(costs)} and not {name}; measure them together")
-    return round(1e3 * cell.share * cell.task.budget / costs[name]["ms"])
+    costs = json.loads(path.read_text())["methods"]
+    method = cell.method.cost or cell.method.name
+    if method not in costs:
+        raise UserError(
+            f"{path}: has {', '.join(costs)} and not {method}; costs compare within one run only, "
+            f"so remove it and measure all anew: 'ebt-policy bench cost --preset {preset} --results "
+            f"{path.parent}' (results that were counted by it will be stale)"
+        )
+    return round(1e3 * cell.share * cell.task.budget / costs[method]["ms"])
 
 
 def missing_acts(cell: Cell, folder: Path) -> list[Act]:
@@ -117,7 +122,7 @@ def is_current(line: dict[str, Any], cell: Cell, folder: Path) -> bool:
     settings = _settings(_config(cell))
     was = _completed(line["settings_of_cell"], settings)
     if act is not None and not act.disturbance and not act.imagines:
-        # From before there was a limit; it decides less where nothing is disturbed.
+        # From before there was a limit. Undisturbed it decides less; docs/claims.md names them.
         was = {_LIMIT: settings[_LIMIT]} | was
     return (
         line["options"] == cell.method.options

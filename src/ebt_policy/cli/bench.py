@@ -95,8 +95,8 @@ def add_bench(commands: Any) -> None:
     )  # fmt: skip
     cost.add_argument(
         "--methods", metavar="NAME,NAME", type=lambda text: text.split(","),
-        help="of these alone, diffusion among them (default: all; ibc takes hours on a large "
-        "network)",
+        help="of these alone, diffusion among them; others cannot be added later (default: all; "
+        "ibc takes hours on a large network)",
     )  # fmt: skip
     cost.add_argument("--rounds", metavar="N", type=count, default=20, help="timed steps")
     cost.add_argument("--results", metavar="DIR", default="results/objectives")
