@@ -101,8 +101,8 @@ def training_steps(cell: Cell, folder: Path) -> int:
     if method not in costs:
         raise UserError(
             f"{path}: has {', '.join(costs)} and not {method}; costs compare within one run only, "
-            f"so remove it and measure all anew: 'ebt-policy bench cost --preset {preset} --results "
-            f"{path.parent}' (results that were counted by it will be stale)"
+            f"so remove it and measure all anew: 'ebt-policy bench cost --preset {preset} "
+            f"--results {path.parent}' (results that were counted by it will be stale)"
         )
     return round(1e3 * cell.share * cell.task.budget / costs[method]["ms"])
 
