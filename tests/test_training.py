@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,15 @@ def test_resume_after_kill_is_bit_identical(tmp_path: Path, hdf5: Path) -> None:
     ]
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """As in a terminal; a shell's job in the background is started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("tiny", "heeds_ctrl_c")
 def test_ctrl_c_saves_the_step_and_a_second_one_ends_at_once(
     tmp_path: Path, hdf5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
