@@ -272,12 +272,17 @@ def test_disturbed_results_from_before_there_was_a_limit_are_measured_again(
     write_cost(tmp_path / "objectives", ms=6_000.0)
     (cell,) = manipulation.RECOVERY.cells(["robosuite-Lift/200/basin-from-hand/0"])
     (plain,) = manipulation.TASKS.cells(["robosuite-Lift/200/basin-from-hand/0"])
-    for of, act, folder in ((cell, "2 steps+drop", "recovery"), (plain, "2 steps", "tasks")):
-        now = line(of, act, [1.0] * 50, episodes=50)
+    (told,) = language.STUDY.cells(["metaworld-mt10/*/basin/0"])
+    for of, act, folder in (
+        (cell, "2 steps+drop", "recovery"),
+        (plain, "2 steps", "tasks"),
+        (told, "2 steps+paraphrase", "language"),
+    ):
+        now = line(of, act, [1.0] * of.episodes, episodes=of.episodes)
         before = now | {"settings_of_cell": dict(now["settings_of_cell"])}
         assert before["settings_of_cell"].pop("observation_limit") == 1.3
         assert runner.is_current(now, of, tmp_path / folder)
-        assert runner.is_current(before, of, tmp_path / folder) == (folder == "tasks")
+        assert runner.is_current(before, of, tmp_path / folder) == (folder != "recovery")
 
 
 def test_claims_on_steps_sizes_arms_and_stability_are_rendered(tmp_path: Path) -> None:

@@ -26,10 +26,9 @@ from ebt_policy.benchmarks.pages import (
     markdown,
     verdict_of,
 )
-from ebt_policy.benchmarks.study import WORDS, Act, BenchTask, Method, Study
+from ebt_policy.benchmarks.study import PARAPHRASED, WORDS, Act, BenchTask, Method, Study
 from ebt_policy.evaluation.statistics import bootstrap_crossed, wilson
 
-PARAPHRASED = "+paraphrase"
 _HASHED = "state,task"
 _MINILM = f"{_HASHED}:encoder=sentence-transformers/all-MiniLM-L6-v2"
 

@@ -23,6 +23,7 @@ from ebt_policy.benchmarks.landscape import fork_landscape
 from ebt_policy.benchmarks.study import (
     EVALUATION_SEED,
     LANDSCAPE,
+    PARAPHRASED,
     QUALITY,
     WORDS,
     Act,
@@ -121,8 +122,9 @@ def is_current(line: dict[str, Any], cell: Cell, folder: Path) -> bool:
     act = next((act for act in cell.acts if act.name == line["act"]), None)
     settings = _settings(_config(cell))
     was = _completed(line["settings_of_cell"], settings)
-    if act is not None and not act.disturbance and not act.imagines:
-        # From before there was a limit. Undisturbed it decides less; docs/claims.md names them.
+    if act is not None and act.disturbance in ("", PARAPHRASED) and not act.imagines:
+        # From before there was a limit. Where nothing is disturbed but words it decides less;
+        # docs/claims.md names these results.
         was = {_LIMIT: settings[_LIMIT]} | was
     return (
         line["options"] == cell.method.options

@@ -19,6 +19,7 @@ EVALUATION_SEED = 100_000
 QUALITY = "energy quality"
 LANDSCAPE = "landscape"  # of the fork, once
 WORDS = "energy of words"
+PARAPHRASED = "+paraphrase"  # the one disturbance that leaves what is observed in numbers
 GIVEN_DEMONSTRATIONS = 206  # of PushT, the one task whose data are given
 
 
