@@ -279,6 +279,7 @@ def test_disturbed_results_from_before_there_was_a_limit_are_measured_again(
         (told, "2 steps+paraphrase", "language"),
     ):
         now = line(of, act, [1.0] * of.episodes, episodes=of.episodes)
+        now["training"] = {"steps": runner.training_steps(of, tmp_path / folder)}
         before = now | {"settings_of_cell": dict(now["settings_of_cell"])}
         assert before["settings_of_cell"].pop("observation_limit") == 1.3
         assert runner.is_current(now, of, tmp_path / folder)
