@@ -68,7 +68,7 @@ _TASKS = {
     )
 }  # fmt: skip
 # Success and speed of training only: its episodes are long, and nothing disturbs them yet.
-_TOOL_HANG = BenchTask("robosuite/ToolHang", (200,), 960.0, (0, 1, 2), 50, tuple(_FELT))
+_TOOL_HANG = BenchTask("robosuite/ToolHang", (200,), 960.0, (0, 1, 2), 50, _named())
 _WHOLE = {slug: replace(task, shares=(1.0,)) for slug, task in _TASKS.items()}
 _SLOW = "ibc"  # and hardly learns these tasks: one training of each, undisturbed
 
@@ -133,7 +133,10 @@ RECOVERY = Study(
 SHIFT = Study(
     "shift",
     {slug: replace(task, seeds=(0,), methods=_but_slow(_named())) for slug, task in _WHOLE.items()},
-    {name: replace(_FELT[name], acts=_disturbed(_core(_FELT[name]), SHIFTS)) for name in _FELT},
+    {
+        name: replace(method, acts=_disturbed(_core(method), SHIFTS))
+        for name, method in _FELT.items()
+    },
     work="tasks",
 )
 
