@@ -8,6 +8,7 @@ import pytest
 from ebt_policy.errors import UserError
 from ebt_policy.tasks import Environment, make_task
 from ebt_policy.tasks.collection import collect
+from ebt_policy.tasks.mujoco_models import _compiled, compiled_once
 from ebt_policy.tasks.planar import RADIUS, ROUTES, TOP_SPEED
 from ebt_policy.tasks.pusht import PushTEnvironment, keypoints
 
@@ -131,6 +132,30 @@ def test_metaworld_shows_the_goal_and_records_clipped_actions() -> None:
         assert abs(episode.observations["state"][0, -3:]).max() > 0
         assert len(episode.actions) == len(episode.observations["state"]) < 500
     assert abs(made[0].observations["state"][0] - made[1].observations["state"][0]).max() > 1e-3
+
+
+def test_a_model_is_compiled_once_and_every_environment_changes_its_own() -> None:
+    import mujoco
+
+    compilers = mujoco.MjModel.from_xml_string, mujoco.MjModel.from_xml_path
+    scene = "<mujoco><worldbody><geom size='0.1'/></worldbody></mujoco>"
+    assets = {"ball.xml": b"<mujoco><worldbody><geom size='0.3'/></worldbody></mujoco>"}
+    with compiled_once():
+        first, second = (mujoco.MjModel.from_xml_string(scene) for _ in range(2))
+        first.geom_size[0, 0] = 0.2
+        third = mujoco.MjModel.from_xml_string(scene)
+        included = "<mujoco><include file='ball.xml'/></mujoco>"
+        other = mujoco.MjModel.from_xml_string(included, assets)
+        with pytest.raises(ValueError, match="XML"):
+            mujoco.MjModel.from_xml_string("<mujoco>")
+    assert [m.geom_size[0, 0] for m in (first, second, third, other)] == [0.2, 0.1, 0.1, 0.3]
+    assert (mujoco.MjModel.from_xml_string, mujoco.MjModel.from_xml_path) == compilers
+
+    _compiled.cache_clear()
+    environments = [make_task("metaworld/push").make() for _ in range(3)]
+    assert (_compiled.cache_info().misses, _compiled.cache_info().hits) == (1, 2)
+    for environment in environments:
+        environment.close()
 
 
 def test_unknown_tasks_and_impossible_collections_are_named() -> None:

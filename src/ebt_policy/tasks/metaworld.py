@@ -34,6 +34,7 @@ from ebt_policy.errors import UserError
 from ebt_policy.shapes import Float
 from ebt_policy.tasks.base import Environment, Expert, Observation, Outcome, Task, missing_extra
 from ebt_policy.tasks.metaworld_sentences import PHRASES, sentence
+from ebt_policy.tasks.mujoco_models import compiled_once
 from ebt_policy.tasks.mujoco_pictures import IMAGE, Pictures, camera_streams, shared_pictures
 
 HORIZON = 500
@@ -80,7 +81,8 @@ class MetaWorldEnvironment(Environment):
     def __init__(self, name: str) -> None:
         environments, _ = _package()
         self.name, self._scene, self._unseen = name, f"metaworld/{name}", False
-        self._environment: Any = environments[name](seed=0)
+        with compiled_once():
+            self._environment: Any = environments[name](seed=0)
         self._environment._freeze_rand_vec = False
         self._environment.seeded_rand_vec = True
         self._pictures: Pictures | None = None

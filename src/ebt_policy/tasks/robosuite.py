@@ -25,6 +25,7 @@ from ebt_policy.tasks.base import (
     Task,
     missing_extra,
 )
+from ebt_policy.tasks.mujoco_models import compiled_once
 from ebt_policy.tasks.mujoco_pictures import IMAGE, Pictures, camera_streams, shared_pictures
 from ebt_policy.tasks.robosuite_experts import make_expert
 
@@ -127,11 +128,12 @@ class RobosuiteEnvironment(Environment):
         config = robosuite.load_composite_controller_config(controller="BASIC")
         scene = SCENES[name]
         # Without hard resets the cube's size is drawn here, once: the seed fixes it.
-        self._environment: Any = robosuite.make(
-            name, robots=[robot] * scene.arms, controller_configs=config, control_freq=RATE, seed=0,
-            hard_reset=False, ignore_done=True, use_camera_obs=False,
-            has_renderer=False, has_offscreen_renderer=False,
-        )  # fmt: skip
+        with compiled_once():
+            self._environment: Any = robosuite.make(
+                name, robots=[robot] * scene.arms, controller_configs=config, control_freq=RATE,
+                seed=0, hard_reset=False, ignore_done=True, use_camera_obs=False,
+                has_renderer=False, has_offscreen_renderer=False,
+            )  # fmt: skip
         self._movables = scene.movables(self._environment)
         self._arms = scene.arms
         self._scene = f"{name}:{robot}"
