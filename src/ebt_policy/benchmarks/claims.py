@@ -22,6 +22,7 @@ from ebt_policy.benchmarks.manipulation import (
     UNFELT,
 )
 from ebt_policy.benchmarks.pages import (
+    COLOURS,
     OURS,
     Group,
     Results,
@@ -36,7 +37,7 @@ from ebt_policy.benchmarks.stability import CHUNKS, FACTORS, RATIO, SCALES
 from ebt_policy.benchmarks.study import BenchTask
 from ebt_policy.benchmarks.uncertainty import OBSERVED, OBSERVED_AND_CHANGE
 from ebt_policy.benchmarks.uncertainty import SHIFTS as SHIFTED_BY
-from ebt_policy.evaluation.statistics import bootstrap_crossed
+from ebt_policy.evaluation.statistics import bootstrap_crossed, wilson
 from ebt_policy.policies.files import replace_file
 from ebt_policy.report.figures import png
 
@@ -49,7 +50,8 @@ NAMES = {
 }
 _MARGIN = 0.03  # how far below "not below" allows
 _DELAY, _KEPT = 200.0, 0.95  # ms, and what is left of the undelayed score
-_PREFIX, _DELAY_FIGURE = "frozen prefix", "figures/claims-delay.png"
+_PREFIX = "frozen prefix"
+_ADDED = ("noise", "delay")  # shifts of which 0 is none; the others are factors
 _ALARM_MARGIN = 0.03  # how far from the stated rate the measured one may be
 _DIVERGING = 0.05
 _DISTURBED = {
@@ -107,9 +109,12 @@ def render_claims(page: Path, folder: Path) -> None:
             "embodiments": lambda: _embodiments(found), "delay": lambda: _delay(found),
         },
     )  # fmt: skip
-    figure = _figure_delay(found)
-    if figure is not None and _DELAY_FIGURE in page.read_text():
-        replace_file(page.parent / _DELAY_FIGURE, png(figure))
+    text = page.read_text()
+    for name, draw in (("delay", _figure_delay), ("shift", _figure_shift)):
+        place = f"figures/claims-{name}.png"
+        figure = draw(found) if place in text else None
+        if figure is not None:
+            replace_file(page.parent / place, png(figure))
 
 
 def _of(values: np.ndarray, verdict: str) -> str:
@@ -450,24 +455,85 @@ def _energy(found: Found) -> str:
     return markdown(["task", "disturbance", *head], rows)
 
 
-def _shift(found: Found) -> str:
-    """Success against the strength of each shift."""
-    results, plain = found.studies["shift"], found.studies["tasks"]
-    rows = []
-    for slug, name in NAMES.items():
-        acts = {(m, a.split("+")[0]) for m, a in _acts("shift", results)}
-        for method, act in sorted(acts):
-            groups = [results.get(slug, method, act + shift) for shift in SHIFTS]
-            if not any(groups):
+def _shifts(found: Found) -> dict[tuple[str, str, str], dict[str, Group]]:
+    """By task, method and way of acting: what was measured under each shift, and under none ("").
+
+    All of the same training runs.
+    """
+    shifted, plain = found.studies["shift"], found.studies["tasks"]
+    measured = {}
+    for slug in NAMES:
+        for method, act in sorted({(m, a.split("+")[0]) for m, a in _acts("shift", shifted)}):
+            groups = {
+                shift: group
+                for shift in SHIFTS
+                if (group := shifted.get(slug, method, act + shift)) is not None
+            }
+            if not groups:
                 continue
             before = plain.get(slug, method, act)
-            cells = [
-                "" if group is None else f"{group.values('successes').mean():.2f}"
-                for group in (before, *groups)
-            ]
-            rows.append([name, method, act, *cells])
-    head = [shift.removeprefix("+") for shift in SHIFTS]
-    return markdown(["task", "method", "acts by", "none", *head], rows)
+            if before is not None:
+                seeds = {line["seed"] for group in groups.values() for line in group.lines}
+                same = tuple(line for line in before.lines if line["seed"] in seeds)
+                groups |= {"": Group(same)} if same else {}
+            measured[slug, method, act] = groups
+    return measured
+
+
+def _shift(found: Found) -> str:
+    """Success against the strength of each shift."""
+    rows = [
+        [
+            NAMES[slug], method, act,
+            *(
+                f"{groups[shift].values('successes').mean():.2f}" if shift in groups else ""
+                for shift in ("", *SHIFTS)
+            ),
+        ]
+        for (slug, method, act), groups in _shifts(found).items()
+    ]  # fmt: skip
+    head = ["none", *(shift.removeprefix("+") for shift in SHIFTS)]
+    return markdown(["task", "method", "acts by", *head], rows)
+
+
+def _figure_shift(found: Found) -> Figure | None:
+    """Success against strength, one panel for each task and kind of shift."""
+    measured = _shifts(found)
+    slugs = list(dict.fromkeys(slug for slug, _, _ in measured))
+    if not slugs:
+        return None
+    kinds: dict[str, dict[float, str]] = {}
+    for shift in SHIFTS:
+        kind, strength = shift.removeprefix("+").split("=")
+        nothing = 0.0 if kind in _ADDED else 1.0
+        kinds.setdefault(kind, {nothing: ""})[float(strength)] = shift
+    figure = Figure(figsize=(1.9 * len(kinds), 2.1 * len(slugs) + 0.4), layout="constrained")
+    panels = figure.subplots(len(slugs), len(kinds), squeeze=False, sharey=True)
+    handles: dict[str, Any] = {}
+    for slug, row in zip(slugs, panels, strict=True):
+        ours = {of[1:]: groups for of, groups in measured.items() if of[0] == slug}
+        for (kind, shifts), axes in zip(kinds.items(), row, strict=True):
+            strengths = sorted(shifts)
+            for place, ((method, act), groups) in enumerate(ours.items()):
+                at = [k for k, strength in enumerate(strengths) if shifts[strength] in groups]
+                successes = [groups[shifts[strengths[k]]].values("successes") for k in at]
+                means = np.array([values.mean() for values in successes])
+                ends = np.array([wilson(int(v.sum()), v.size) for v in successes]).reshape(-1, 2)
+                around = np.abs(ends.T - means)
+                aside = 0.08 * (place - (len(ours) - 1) / 2)  # so that intervals do not hide others
+                handles[f"{method}, {act}"] = axes.errorbar(
+                    np.array(at) + aside, means, around, fmt="o-", ms=3, lw=1.2, elinewidth=0.7,
+                    color=COLOURS[method],
+                )  # fmt: skip
+            axes.set_xticks(range(len(strengths)), [f"{strength:g}" for strength in strengths])
+            axes.set_ylim(-0.03, 1.05)
+            axes.set_title(f"{NAMES[slug]}, {kind}", fontsize=9)
+        row[0].set_ylabel("success")
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles),
+        fontsize=8,
+    )  # fmt: skip
+    return figure
 
 
 def _uncertainty(found: Found) -> str:
