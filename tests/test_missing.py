@@ -175,6 +175,31 @@ def test_features_of_pictures_that_are_missing_have_no_influence() -> None:
     assert torch.equal(one[0][0], another[0][0])
 
 
+def test_a_stream_is_dropped_in_training_alone() -> None:
+    streams = config().streams | {"extra": StreamConfig((2, 3), dropout=0.25)}
+    made = policy(streams=streams)
+    given = {name: torch.from_numpy(values) for name, values in observations(400).items()}
+    lacking = torch.ones(400, 2, 1)
+    lacking[:100] = 0
+    acting = made.eval().normalise_observation(given)
+    assert acting.keys() == given.keys()
+    made.train()
+    dropped = made.normalise_observation(given)
+    assert all(torch.equal(dropped[name], values) for name, values in acting.items())
+    assert dropped.keys() - acting.keys() == {presence("extra")}
+    there = dropped[presence("extra")]
+    assert there.shape == (400, 2, 1)
+    assert torch.equal(there[:, 0], there[:, 1])
+    assert 0.68 < there.mean() < 0.82
+    both = made.normalise_observation(given | {presence("extra"): lacking})[presence("extra")]
+    assert not both[:100].any()
+    assert 0.65 < both[100:].mean() < 0.85
+    with pytest.raises(UserError, match=r"dropout = 1.0: it must lie in \[0, 1\)"):
+        StreamConfig((2,), dropout=1.0)
+    with pytest.raises(UserError, match="dropout is for numbers"):
+        StreamConfig((8, 8, 3), kind="image", dropout=0.5)
+
+
 # -- acting ------------------------------------------------------------------------------
 
 
@@ -255,7 +280,7 @@ def test_what_needs_every_stream_refuses(tmp_path: Path) -> None:
 def test_a_policy_saved_before_streams_could_be_missing_is_one_that_has_all() -> None:
     saved = json.loads(to_json(config()))
     for stream in saved["streams"].values():
-        del stream["may_be_missing"]
+        del stream["may_be_missing"], stream["dropout"]
     assert from_json(PolicyConfig, json.dumps(saved), "config.json") == config()
 
 

@@ -167,8 +167,16 @@ def test_default_streams(tmp_path: Path, hdf5: Path) -> None:
         "keypoint": StreamConfig((9, 2)),
         "state": StreamConfig((5,), angles=(0, 4)),
     }
+    assert choose_streams(pusht, "keypoint:dropout=0.5,state:angles=4:dropout=0") == {
+        "keypoint": StreamConfig((9, 2), dropout=0.5),
+        "state": StreamConfig((5,), angles=(4,)),
+    }
     for keys, message in [
         ("img:angles=0", "is an image"),
+        ("img:dropout=0.5", "is an image"),
+        ("state:dropout=1", "state:dropout=1: dropout is a share from 0"),
+        ("state:dropout=nan", "dropout is a share"),
+        ("state:dropout", "dropout is a share"),
         ("nothing", "no observation key 'nothing'"),
         ("state:angles=5", "has 5 elements"),
         ("state:degrees=4", "write KEY, KEY:angles"),

@@ -56,6 +56,8 @@ class StreamConfig:
             name or folder of a text encoder for the package ``transformers``.
         may_be_missing: some of the data sets that the policy learned from lack it, so the policy
             acts without it too.
+        dropout: share of the windows in training in which numbers are withheld from the network,
+            so that it learns what to do without them; acting it is given them always.
     """
 
     shape: tuple[int, ...]
@@ -64,8 +66,13 @@ class StreamConfig:
     kind: StreamKind = "numbers"
     encoder: str | None = None
     may_be_missing: bool = False
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"stream: dropout = {self.dropout}: it must lie in [0, 1)")
+        if self.dropout and self.kind != "numbers":
+            raise UserError("stream: dropout is for numbers, not for an image or a sentence")
         if (self.encoder is not None) != (self.kind == "text"):
             raise UserError(f"stream: encoder = {self.encoder}: a text, and no other, has one")
         if self.kind == "image":

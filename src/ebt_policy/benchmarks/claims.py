@@ -20,6 +20,7 @@ from ebt_policy.benchmarks.manipulation import (
     RECOVERIES,
     SHIFTS,
     UNFELT,
+    WITHHELD,
 )
 from ebt_policy.benchmarks.pages import (
     COLOURS,
@@ -59,7 +60,10 @@ _DISTURBED = {
     "step": f"steps × {min(FACTORS):g} to × {max(FACTORS):g}",
 }
 MANY = max(manipulation.STEP_BUDGETS)
-_SEEING = {"": "", UNFELT: ", fingers unseen", FROM_HAND: ", hand's place unseen"}
+_SEEING = {
+    "": "", UNFELT: ", fingers unseen", FROM_HAND: ", hand's place unseen",
+    WITHHELD: ", own state withheld in training",
+}  # fmt: skip
 _TARGETS = {"Lift": 0.98, "Can": 0.95, "Square": 0.80, "Tool Hang": 0.60}
 _SEEN_TARGETS = {"robosuite/Lift": 0.90, "pusht": 0.80}  # from cameras
 
@@ -235,7 +239,7 @@ def _recovery_claims(
 ) -> list[list[str]]:
     """Of one task and disturbance: each way of the energy policy, and against the other."""
     rows = []
-    ways = (("", ""), ("", IMAGINING), (UNFELT, ""), (FROM_HAND, ""))
+    ways = (("", ""), ("", IMAGINING), (UNFELT, ""), (FROM_HAND, ""), (WITHHELD, ""))
     for seeing, how in ways:
         other = results.get(slug, "diffusion" + seeing, "DDIM-10" + disturbance)
         ours = results.get(slug, "basin" + seeing, "2 steps" + how + disturbance)

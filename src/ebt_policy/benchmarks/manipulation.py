@@ -26,10 +26,11 @@ _ACTS = {
     "ibc": (Act("Langevin", ("ibc.iterations=20",), core=True),),
 }
 _FELT = {name: replace(METHODS[name], acts=acts) for name, acts in _ACTS.items()}
-# The same without the fingers' state, from which a policy tells what it has just done; and without
-# the hand's own place, so that what is left of places is where the object is, in the world and as
-# seen from the hand.
-UNFELT, FROM_HAND = "-no-fingers", "-from-hand"
+# The same without the fingers' state, from which a policy tells what it has just done; without the
+# hand's own place, so that what is left of places is where the object is, in the world and as seen
+# from the hand; and with each stream of the robot's own state withheld from half of the training.
+UNFELT, FROM_HAND, WITHHELD = "-no-fingers", "-from-hand", "-withheld"
+_OWN = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 _METHODS = _FELT | {
     name + way: replace(
         _FELT[name], name=name + way, cost=name, acts=acts,
@@ -42,6 +43,10 @@ _METHODS = _FELT | {
         (FROM_HAND, "object,robot0_eef_quat,robot0_gripper_qpos", {
             "basin": (TWO_STEPS, ONE_STEP), "diffusion": _ACTS["diffusion"][:1],
             "regression": _ACTS["regression"],
+        }),
+        (WITHHELD, ",".join(("object", *(f"{name}:dropout=0.5" for name in _OWN))), {
+            "basin": (TWO_STEPS,), "diffusion": _ACTS["diffusion"][:1],
+            "mip": _ACTS["mip"], "regression": _ACTS["regression"],
         }),
     )
     for name, acts in kinds.items()
@@ -61,9 +66,9 @@ _TASKS = {
             shares=(1.0, 0.5, 0.25, 0.125),
         )
         for name, budget, methods in (
-            ("Lift", 60.0, _named(UNFELT, FROM_HAND)),
-            ("PickPlaceCan", 240.0, _named(UNFELT)),
-            ("NutAssemblySquare", 480.0, _named()),
+            ("Lift", 60.0, _named(UNFELT, FROM_HAND, WITHHELD)),
+            ("PickPlaceCan", 240.0, _named(UNFELT, WITHHELD)),
+            ("NutAssemblySquare", 480.0, _named(WITHHELD)),
         )
     )
 }  # fmt: skip
@@ -118,12 +123,12 @@ SHIFTS = (
     "+delay=1", "+delay=2", "+delay=3", "+mass=0.5", "+mass=2",
     "+friction=0.5", "+friction=2", "+gain=0.8", "+gain=1.2",
 )  # fmt: skip
-_ONE_SEED = (_SLOW, "regression" + FROM_HAND)
+_ONE_SEED = (_SLOW, "regression" + FROM_HAND, "regression" + WITHHELD, "mip" + WITHHELD)
 TASKS = Study("tasks", _TASKS | {_TOOL_HANG.slug: _TOOL_HANG}, _METHODS, one_seed=_ONE_SEED)
 RECOVERY = Study(
     "recovery",
     {
-        slug: replace(_WHOLE[slug], methods=_but_slow(_named(unseen)))
+        slug: replace(_WHOLE[slug], methods=_but_slow(_named(unseen, WITHHELD)))
         for slug, unseen in (("robosuite-Lift", FROM_HAND), ("robosuite-PickPlaceCan", UNFELT))
     },
     {name: _recovering(method) for name, method in _METHODS.items()},

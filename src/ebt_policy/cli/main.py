@@ -155,9 +155,10 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--obs", metavar="KEYS",
         help="observation keys, comma-separated, images among them; KEY:angles=I+J marks angles in "
-        "radians, KEY:elements=I+J leaves out all others; task is the sentence of what is done, "
-        "hashed, task:encoder=NAME read by a text encoder of transformers (hub name or folder); of "
-        "several --data some may lack a key that is named",
+        "radians, KEY:elements=I+J leaves out all others, KEY:dropout=P withholds it in a share P "
+        "of training, so that the policy does not lean on it; task is the sentence of what is "
+        "done, hashed, task:encoder=NAME read by a text encoder of transformers (hub name or "
+        "folder); of several --data some may lack a key that is named",
     )  # fmt: skip
     train.add_argument(
         "--encoder", metavar="NAME",

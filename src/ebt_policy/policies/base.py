@@ -227,7 +227,8 @@ class Policy(nn.Module):
         """Raw streams (b, To, *shape) to what the network is given, in [-1, 1] on demonstrations.
 
         A sentence is raw as its vector; :meth:`raw_windows` takes text. In training mode pictures
-        and sentences are changed a little (``vision``, ``sentence_noise``).
+        and sentences are changed a little (``vision``, ``sentence_noise``), and streams are said
+        to be absent where they are dropped (``StreamConfig.dropout``).
 
         Returns:
             Features (b, To, features) of numbers, pictures (b, To, 3, h, w) of images; a camera's
@@ -248,6 +249,12 @@ class Policy(nn.Module):
             if isinstance(normaliser, Normaliser):
                 values = self._features(name, values)
             normalised[name] = normaliser.normalise(values)
+            dropout = self.config.streams[name].dropout
+            if self.training and dropout:
+                # In all steps of a window.
+                kept = torch.rand(len(values), 1, 1, device=values.device) >= dropout
+                there = normalised.get(presence(name), torch.ones_like(normalised[name][..., :1]))
+                normalised[presence(name)] = there * kept
             is_text = self.config.streams[name].kind == "text"
             if self.training and is_text and isinstance(normaliser, Normaliser):
                 # The same at all steps of a window; none where no sentence differs.

@@ -162,7 +162,8 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
 
     ``keys`` is a comma-separated list of ``KEY``, an image where its shape is (H, W, 3). A key of
     numbers may be followed by ``:angles=I+J`` (elements I and J are angles in radians) and
-    ``:elements=I+J`` (the policy sees these alone). PushT's ``state`` has its angle marked by
+    ``:elements=I+J`` (the policy sees these alone) and ``:dropout=P`` (withheld in a share P of the
+    windows in training). PushT's ``state`` has its angle marked by
     default (``state:angles=`` turns that off). Without ``keys``: PushT's ``state``, robomimic's
     low-dimensional keys, LeRobot's ``observation.…`` or every key; images and sentences never.
     ``task`` is the sentence of what is done, where no key has that name; ``task:encoder=NAME`` has
@@ -201,19 +202,22 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
             if options or not is_image(shape):
                 raise UserError(
                     f"--obs {part}: shape {shape} per step is "
-                    + ("an image, which has no angles or elements" if is_image(shape) else
+                    + ("an image, which has no angles, elements or dropout" if is_image(shape) else
                        "neither numbers nor an RGB image (H, W, 3)")
                 )  # fmt: skip
             streams[name] = StreamConfig(shape, kind="image")
             continue
-        size, indices = math.prod(shape), dict[str, tuple[int, ...]]()
+        size, indices, dropout = math.prod(shape), dict[str, tuple[int, ...]](), 0.0
         for option in options:
             label, sign, text = option.partition("=")
+            if label == "dropout":
+                dropout = _share(part, text)
+                continue
             listed = [i for i in text.split("+") if i]
             if label not in ("angles", "elements") or not sign or not all(map(str.isdigit, listed)):
                 raise UserError(
-                    f"--obs {part}: write KEY, KEY:angles=I+J or KEY:elements=I+J, e.g. "
-                    "state:angles=4"
+                    f"--obs {part}: write KEY, KEY:angles=I+J, KEY:elements=I+J or "
+                    "KEY:dropout=P, e.g. state:angles=4"
                 )
             indices[label] = tuple(sorted(set(map(int, listed))))
             if any(i >= size for i in indices[label]):
@@ -224,11 +228,22 @@ def choose_streams(demonstrations: Demonstrations, keys: str | None) -> dict[str
         marked = PUSHT_STATE.angles if is_pusht and name == "state" else ()
         if elements is not None:
             marked = tuple(i for i in marked if i in elements)
-        streams[name] = StreamConfig(shape, indices.get("angles", marked), elements)
+        angles = indices.get("angles", marked)
+        streams[name] = StreamConfig(shape, angles, elements, dropout=dropout)
     return {
         name: replace(stream, may_be_missing=demonstrations.lacking(name) is not None)
         for name, stream in streams.items()
     }
+
+
+def _share(part: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share < 1:
+        raise UserError(f"--obs {part}: dropout is a share from 0 to below 1, e.g. 0.5")
+    return share
 
 
 def _text_stream(part: str, options: list[str]) -> StreamConfig:
