@@ -526,17 +526,17 @@ def _figure_shift(found: Found) -> Figure | None:
                 around = np.abs(ends.T - means)
                 aside = 0.08 * (place - (len(ours) - 1) / 2)  # so that intervals do not hide others
                 handles[f"{method}, {act}"] = axes.errorbar(
-                    np.array(at) + aside, means, around, fmt="o-", ms=3, lw=1.2, elinewidth=0.7,
-                    color=COLOURS[method],
+                    np.array(at) + aside, means, around, ms=3, lw=1.2, elinewidth=0.7,
+                    fmt="s--" if method.endswith(WITHHELD) else "o-",
+                    color=COLOURS[method.removesuffix(WITHHELD)],
                 )  # fmt: skip
             axes.set_xticks(range(len(strengths)), [f"{strength:g}" for strength in strengths])
             axes.set_ylim(-0.03, 1.05)
             axes.set_title(f"{NAMES[slug]}, {kind}", fontsize=9)
         row[0].set_ylabel("success")
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles),
-        fontsize=8,
-    )  # fmt: skip
+        list(handles.values()), list(handles), loc="outside lower center", ncols=4, fontsize=8
+    )
     return figure
 
 

@@ -137,10 +137,13 @@ RECOVERY = Study(
 )
 SHIFT = Study(
     "shift",
-    {slug: replace(task, seeds=(0,), methods=_but_slow(_named())) for slug, task in _WHOLE.items()},
+    {
+        slug: replace(task, seeds=(0,), methods=_but_slow(_named(*ways)))
+        for (slug, task), ways in zip(_WHOLE.items(), ((), (WITHHELD,), ()), strict=True)
+    },
     {
         name: replace(method, acts=_disturbed(_core(method), SHIFTS))
-        for name, method in _FELT.items()
+        for name, method in _METHODS.items()
     },
     work="tasks",
 )
