@@ -28,7 +28,7 @@ _ACTS = {
 _FELT = {name: replace(METHODS[name], acts=acts) for name, acts in _ACTS.items()}
 # The same without the fingers' state, from which a policy tells what it has just done; without the
 # hand's own place, so that what is left of places is where the object is, in the world and as seen
-# from the hand; and with each stream of the robot's own state withheld from half of the training.
+# from the hand; and with each stream of the robot's own state withheld from a quarter of training.
 UNFELT, FROM_HAND, WITHHELD = "-no-fingers", "-from-hand", "-withheld"
 _OWN = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 _METHODS = _FELT | {
@@ -44,7 +44,7 @@ _METHODS = _FELT | {
             "basin": (TWO_STEPS, ONE_STEP), "diffusion": _ACTS["diffusion"][:1],
             "regression": _ACTS["regression"],
         }),
-        (WITHHELD, ",".join(("object", *(f"{name}:dropout=0.5" for name in _OWN))), {
+        (WITHHELD, ",".join(("object", *(f"{name}:dropout=0.25" for name in _OWN))), {
             "basin": (TWO_STEPS,), "diffusion": _ACTS["diffusion"][:1],
             "mip": _ACTS["mip"], "regression": _ACTS["regression"],
         }),
