@@ -139,6 +139,9 @@ def test_a_cell_is_run_once_and_only_what_is_missing(
     longer = replace(cell, task=replace(task, budget=2.0))
     with pytest.raises(UserError, match="was trained for 20 steps, now 40; move it away"):
         runner.run_cell(longer, work, results, tmp_path)
+    less = replace(cell, method=replace(method, observes="state:elements=0"))
+    with pytest.raises(UserError, match=r"was trained with streams = .*elements=None, .*move it"):
+        runner.run_cell(less, work, results, tmp_path)
 
     monkeypatch.setattr(Study, "cells", lambda *_: [cell])
     runner._append(results_file(cell, results), found[0] | {"scores": [9.0], "settings_of_act": []})
@@ -202,6 +205,15 @@ def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) ->
         (cell,) = manipulation.STUDIES[study].cells([cell_name])
         more = {"took_effect": [True] * 40 + [False] * 10, "energy_around": {"-1": -9.0, "1": -5.0}}
         runner._append(results_file(cell, tmp_path / study), line(cell, act, scores, **more))
+    # Shifts are of one training, and so is what stands beside them.
+    for study, seed, act, rate in (
+        ("tasks", 0, "", 1.0), ("tasks", 1, "", 0.0),
+        ("shift", 0, "+noise=0.01", 0.5), ("shift", 0, "+delay=2", 0.0),
+    ):  # fmt: skip
+        (cell,) = manipulation.STUDIES[study].cells([f"robosuite-Lift/200/mip/{seed}"])
+        scores = [1.0] * int(50 * rate) + [0.0] * int(50 - 50 * rate)
+        one = line(cell, "2 evaluations" + act, scores)
+        runner._append(results_file(cell, tmp_path / study), one)
     # A policy that never grasped: nothing took effect, and nothing is claimed of it.
     (can,) = manipulation.RECOVERY.cells(["robosuite-PickPlaceCan/200/basin/0"])
     none = {"took_effect": [False] * 50, "energy_around": {}}
@@ -234,10 +246,14 @@ def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) ->
     )  # fmt: skip
     page = tmp_path / "claims.md"
     names = ("claims", "success", "compute", "recovery", "energy", "shift", "uncertainty", "alarms")
-    page.write_text("\n".join(f"<!-- table: {name} --><!-- end -->" for name in names))
+    tables = "\n".join(f"<!-- table: {name} --><!-- end -->" for name in names)
+    page.write_text(f"{tables}\n![](figures/claims-shift.png)")
     render_claims(page, tmp_path)
+    assert (tmp_path / "figures" / "claims-shift.png").stat().st_size > 10_000
+    assert not (tmp_path / "figures" / "claims-delay.png").exists()  # not on this page
     text = page.read_text()
     for row in (
+        f"| Lift | mip | 2 evaluations | 1.00 |{'  |' * 4} 0.50 |  | 0.00 |{'  |' * 7}",
         "at most 0.03 below DDIM-10: Lift | `bench tasks --only 'robosuite-Lift/200/*'` | +0.600",
         "succeed in 0.98: Lift | `bench tasks --only 'robosuite-Lift/200/*'` "
         "| 1.000 [0.929, 1.000], 1 × 50 | open, of one training seed |",

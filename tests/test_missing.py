@@ -196,6 +196,11 @@ def test_a_stream_is_dropped_in_training_alone() -> None:
     assert 0.65 < both[100:].mean() < 0.85
     with pytest.raises(UserError, match=r"dropout = 1.0: it must lie in \[0, 1\)"):
         StreamConfig((2,), dropout=1.0)
+    every = {name: replace(stream, dropout=0.5) for name, stream in config().streams.items()}
+    lacking_the_other = streams | {"state": StreamConfig((5,), may_be_missing=True)}
+    for blind in (every, lacking_the_other):
+        with pytest.raises(UserError, match="leave one that is always there without dropout"):
+            config(streams=blind)
     with pytest.raises(UserError, match="dropout is for numbers"):
         StreamConfig((8, 8, 3), kind="image", dropout=0.5)
 

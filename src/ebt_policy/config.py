@@ -57,7 +57,7 @@ class StreamConfig:
         may_be_missing: some of the data sets that the policy learned from lack it, so the policy
             acts without it too.
         dropout: share of the windows in training in which numbers are withheld from the network,
-            so that it learns what to do without them; acting it is given them always.
+            so that it learns what to do without them; acting it is given whatever is there.
     """
 
     shape: tuple[int, ...]
@@ -488,6 +488,13 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if not self.streams:
             raise UserError("streams is empty: a policy needs at least one observation stream")
+        if any(s.dropout for s in self.streams.values()) and not any(
+            s.dropout == 0 and not s.may_be_missing for s in self.streams.values()
+        ):
+            raise UserError(
+                f"streams: {', '.join(self.streams)} have dropout or may be missing, so the policy "
+                "would learn from nothing at times; leave one that is always there without dropout"
+            )
         if self.observation_limit is not None and not self.observation_limit >= 1:
             raise UserError(
                 f"observation_limit = {self.observation_limit}: it must be at least 1, where the "

@@ -43,7 +43,7 @@ from ebt_policy.policies.files import CONFIG_FILE, WEIGHTS_FILE, load_policy
 from ebt_policy.provenance import provenance
 from ebt_policy.tasks.metaworld_sentences import meaning
 from ebt_policy.training.files import TRAINING_FILE, read_summary
-from ebt_policy.windows.windows import Windows
+from ebt_policy.windows.windows import Windows, choose_streams
 
 QUALITY_OBSERVATIONS = 500
 _AROUND = range(-2, 7)  # chunks
@@ -251,7 +251,7 @@ def _run_cell(cell: Cell, run: Path, work: Path, results: Path, pusht: Path) -> 
     path = results_file(cell, results)
     summary = read_summary(run)
     assert summary is not None
-    _check_trained(cell, run, summary["steps"], training_steps(cell, results))
+    _check_trained(cell, run, data, summary["steps"], training_steps(cell, results))
     training = summary | {"multiply_adds": _multiply_adds(run, data) * summary["steps"]}
     for act in missing_acts(cell, results):
         if act.name == QUALITY:
@@ -275,14 +275,19 @@ def _run_cell(cell: Cell, run: Path, work: Path, results: Path, pusht: Path) -> 
         _append(path, line)
 
 
-def _check_trained(cell: Cell, run: Path, steps: int, expected_steps: int) -> None:
+def _check_trained(cell: Cell, run: Path, data: Path, steps: int, expected_steps: int) -> None:
     """Check that a run was trained as its cell would be today; how it acts may have changed.
 
     Raises:
         UserError: names the first setting that differs.
     """
-    was, now = _settings(load_policy(run).config), _settings(_config(cell))
+    trained = load_policy(run).config
+    was, now = _settings(trained), _settings(_config(cell))
     now.pop("descent", None)
+    was["streams"] = trained.streams
+    now["streams"] = choose_streams(
+        open_demonstrations(str(data), None), cell.method.observes or None
+    )
     for name in now:
         if was.get(name) != now[name]:
             raise UserError(

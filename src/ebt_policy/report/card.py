@@ -35,7 +35,8 @@ def model_card(run: Path, name: str) -> str:
     windows = config.windows
     seen = "\n".join(
         f"| `{stream}` | {tuple(given.shape)} | {given.kind}"
-        f"{', may be missing' if given.may_be_missing else ''} |"
+        f"{', may be missing' if given.may_be_missing else ''}"
+        f"{f', withheld in {given.dropout:g} of training' if given.dropout else ''} |"
         for stream, given in sorted(config.streams.items())
     )
     settings = {

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_KEPT = 4  # models of a process; a robosuite environment compiles two
+_KEPT = 4  # models of a process; a robosuite environment compiles each robot's, and the scene's
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -34,10 +34,10 @@ def compiled_once() -> Iterator[None]:
                 setattr(mujoco.MjModel, name, compiler)
 
 
-def _copied(compiler: Any, source: str, assets: Any = None) -> Any:
-    if assets is not None:  # of bytes that may differ from call to call
-        return compiler(source, assets)
-    return copy.copy(_compiled(compiler, source))
+def _copied(compiler: Any, *given: Any, **named: Any) -> Any:
+    if named or len(given) != 1:  # with assets, whose bytes may differ from call to call
+        return compiler(*given, **named)
+    return copy.copy(_compiled(compiler, given[0]))
 
 
 @functools.lru_cache(_KEPT)
