@@ -91,7 +91,7 @@ def test_obs_takes_images_and_elements(tmp_path: Path) -> None:
     }
     assert choose_streams(demonstrations, None) == {"state": StreamConfig((3,))}
     for keys, message in [
-        ("img:angles=0", "an image, which has no angles or elements"),
+        ("img:angles=0", "an image, which has no angles, elements or dropout"),
         ("state:elements=3", "'state' has 3 elements, counted from 0"),
         ("state:elements=", "no element is left"),
         ("state:elements=0:angles=1", "angle 1 is not among the elements"),
