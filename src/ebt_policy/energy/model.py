@@ -94,19 +94,19 @@ class EnergyModel(nn.Module):
     def value_and_gradient(
         self, actions: Float[Tensor, "b t a"], memory: Memory
     ) -> tuple[Float[Tensor, b], Float[Tensor, "b t a"]]:
-        """E and dE/da by the layers' own pullbacks: nothing that parameters could learn from.
+        """E and dE/da by the layers' own pullbacks, as autograd's to rounding.
 
-        As autograd's to rounding, without a graph. Not with dropout or autocast.
+        Nothing is differentiated to get there: training differentiates it once, not twice, and
+        under ``torch.no_grad`` no graph is kept. Not with dropout or autocast.
         """
         transformer, tape = self.network.transformer, Tape()
-        with torch.no_grad():
-            outputs = transformer(actions, memory, tape=tape)
-            values = self._energy(actions, outputs)
-            if self.form == "scalar":
-                return values, transformer.pullback(torch.ones_like(outputs), tape)
-            apart = actions - outputs[..., :-1]
-            slopes = torch.cat([-apart, torch.ones_like(outputs[..., -1:])], -1)
-            return values, apart + transformer.pullback(slopes, tape)
+        outputs = transformer(actions, memory, tape=tape)
+        values = self._energy(actions, outputs)
+        if self.form == "scalar":
+            return values, transformer.pullback(torch.ones_like(outputs), tape)
+        apart = actions - outputs[..., :-1]
+        slopes = torch.cat([-apart, torch.ones_like(outputs[..., -1:])], -1)
+        return values, apart + transformer.pullback(slopes, tape)
 
     def proposals(
         self, memory: Memory, prefix: Prefix | None = None
@@ -189,9 +189,11 @@ def energy_and_gradient(
         actions: where to evaluate; what they depend on is not differentiated.
     """
     keep = torch.is_grad_enabled()
-    if not keep and isinstance(energy, GivenEnergy) and energy.has_pullback:
+    compiling = torch.compiler.is_compiling()
+    # To train eagerly, autograd's own is the quicker.
+    if (compiling or not keep) and isinstance(energy, GivenEnergy) and energy.has_pullback:
         return energy.model.value_and_gradient(actions.detach(), energy.memory)
-    if torch.compiler.is_compiling():
+    if compiling:
         # The form of it that torch.compile can see through.
         def total(chunks: Tensor) -> tuple[Tensor, Tensor]:
             values = energy(chunks)

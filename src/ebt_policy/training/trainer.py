@@ -269,7 +269,10 @@ class Trainer:
         self.optimizer = self.shards or torch.optim.AdamW(self.policy.parameters(), **settings)
         self.model = self.accelerator.prepare(self.policy)
         if config.compile:
-            self.model = torch.compile(self.model)
+            # On a GPU such small networks wait for their kernels to be started, one after another.
+            alone_on_gpu = self.device.type == "cuda" and world == 1
+            mode = "reduce-overhead" if alone_on_gpu else "default"
+            self.model = torch.compile(self.model, mode=mode)
         self._compiled = not config.compile
         # Each process draws its own noise.
         torch.manual_seed(config.seed * 1000 + self.accelerator.process_index)
