@@ -36,7 +36,13 @@ def run(*arguments: str) -> int:
 def test_from_collection_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, made = str(tmp_path / "reach.hdf5"), str(tmp_path / "run")
     task = "metaworld/drawer-open"
-    assert run("collect", task, "--episodes", "3", "--out", data, "--seed", "7") == 0
+    expert = tmp_path / "expert.json"
+    asked = ["--episodes", "3", "--seed", "7"]
+    assert run("collect", task, *asked, "--out", data, "--json", str(expert)) == 0
+    written = json.loads(expert.read_text())
+    assert written["success_rate"] == 3 / written["starts"] > 0.5
+    assert written["success_ci95"][1] <= 1
+    assert (written["task"], written["first_seed"], written["steps"] > 3) == (task, 7, True)
     assert run("data", "info", data) == 0
     shown = capsys.readouterr().out
     assert "episodes  3 (" in shown

@@ -66,6 +66,7 @@ _SEEING = {
 }  # fmt: skip
 _TARGETS = {"Lift": 0.98, "Can": 0.95, "Square": 0.80, "Tool Hang": 0.60}
 _SEEN_TARGETS = {"robosuite/Lift": 0.90, "pusht": 0.80}  # from cameras
+_GPU_TARGETS = {"robosuite/ToolHang": 0.60}
 
 
 class Found:
@@ -86,6 +87,7 @@ class Found:
         self.delays = _files(folder, "delay-*.json")
         self.stability = _files(folder, "stability-*.json")
         self.images = _files(folder, "images-*.json")
+        self.gpu = _files(folder, "gpu-*.json")
 
 
 def _files(folder: Path, pattern: str) -> dict[str, Any]:
@@ -182,7 +184,8 @@ def _claims(found: Found) -> str:
     rows += _compute_claims(found.studies["compute"])
     rows += _stability_claims(found)
     rows += _delay_claims(found)
-    rows += _image_claims(found)
+    rows += _evaluated_claims(found.images, _SEEN_TARGETS, "from cameras")
+    rows += _evaluated_claims(found.gpu, _GPU_TARGETS, "trained on a GPU")
     for file, measured in found.uncertainty.items():
         signals, task = measured["signals"], measured["task"]
         where = f"{task}, {measured['demonstrations']} demonstrations"
@@ -749,26 +752,36 @@ def _mean(rows: dict[int, dict[str, Any]], key: str) -> float:
     return float(np.mean([row[key] for row in rows.values()]))
 
 
-def _image_claims(found: Found) -> list[list[str]]:
-    """Of every task that is seen by cameras alone."""
+def _evaluated_claims(
+    results: dict[str, Any], targets: dict[str, float], how: str
+) -> list[list[str]]:
+    """Of single evaluations: ``NAME-ebt.json``, and Diffusion Policy's beside it.
+
+    Args:
+        results: by the name of their file.
+        targets: the score that is aimed at, by task.
+        how: the policies see or were trained.
+    """
     claims = []
-    for file, ours in found.images.items():
-        if ours["policy"] != "ebt":
+    for file, ours in results.items():
+        if not file.endswith("-ebt.json"):
             continue
-        name, command = ours["task"], f"`eval … --json results/{file}`"
+        name, command = f"{ours['task']} {how}", f"`eval … --json results/{file}`"
         scores = np.array([[record["score"] for record in ours["records"]]])
-        target = _SEEN_TARGETS.get(name)
+        target = targets.get(ours["task"])
         if target is not None:
             claims.append([
-                f"two steps score {target:g}: {name} from cameras", command,
+                f"two steps score {target:g}: {name}", command,
                 f"{interval(scores)}, {_size(scores)}",
                 _of(scores, verdict_of(*bootstrap_crossed(scores), target)),
             ])  # fmt: skip
-        theirs = found.images.get(file.replace("-ebt", "-diffusion"))
-        if theirs is not None:
+        for ending, acting in (("diffusion", "DDIM-10"), ("diffusion-ddpm", "DDPM-100")):
+            theirs = results.get(file.replace("-ebt.json", f"-{ending}.json"))
+            if theirs is None:
+                continue
             gap = scores - np.array([[record["score"] for record in theirs["records"]]])
             claims.append([
-                f"two steps are at most {_MARGIN:g} below DDIM-10: {name} from cameras", command,
+                f"two steps are at most {_MARGIN:g} below {acting}: {name}", command,
                 f"{interval(gap, signed=True)}, {_size(gap)}",
                 _of(gap, verdict_of(*bootstrap_crossed(gap, are_differences=True), -_MARGIN)),
             ])  # fmt: skip

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import re
 import sys
+import time
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,6 +123,10 @@ def build_parser() -> argparse.ArgumentParser:
     collect.add_argument("--episodes", metavar="N", type=int, required=True)
     collect.add_argument("--out", metavar="FILE", required=True, help="HDF5 file to write")
     collect.add_argument("--seed", metavar="S", type=int, default=0, help="of the first start")
+    collect.add_argument(
+        "--json", metavar="FILE", help="write here how often the expert succeeded, and how long it "
+        "took",
+    )  # fmt: skip
     collect.add_argument(
         "--cameras", metavar="NAMES",
         help="images to record, comma-separated, e.g. agentview_image,robot0_eye_in_hand_image",
@@ -404,6 +410,9 @@ def _data_get(options: argparse.Namespace) -> None:
 
 def _collect(options: argparse.Namespace) -> None:
     from ebt_policy.demonstrations.robomimic import write_robomimic
+    from ebt_policy.evaluation.statistics import wilson
+    from ebt_policy.policies.files import replace_file
+    from ebt_policy.provenance import provenance
     from ebt_policy.tasks import make_task
     from ebt_policy.tasks.collection import collect
 
@@ -418,12 +427,25 @@ def _collect(options: argparse.Namespace) -> None:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
     names = options.cameras.split(",") if options.cameras else []
     cameras = {name.strip(): (options.size, options.size) for name in names}
+    began = time.perf_counter()
     episodes = collect(task, options.episodes, options.seed, cameras=cameras)
+    seconds = time.perf_counter() - began
     kwargs: dict[str, Any] = {"control_freq": task.rate}
     if task.action_bounds is not None:
         kwargs["action_bounds"] = task.action_bounds
     write_robomimic(out, episodes, task.name, kwargs)
-    print(f"{out}: {len(episodes)} episodes, {sum(len(e.actions) for e in episodes)} steps")
+    steps = sum(len(episode.actions) for episode in episodes)
+    if options.json:
+        # Starts are tried in order, and none after the last that is kept.
+        tried = episodes[-1].seed - options.seed + 1
+        measured = {
+            "task": task.name, "first_seed": options.seed, "starts": tried,
+            "successes": len(episodes), "success_rate": len(episodes) / tried,
+            "success_ci95": wilson(len(episodes), tried), "steps": steps,
+            "seconds": round(seconds, 1), "processes": 1, **provenance(),
+        }  # fmt: skip
+        replace_file(Path(options.json), (json.dumps(measured, indent=1) + "\n").encode())
+    print(f"{out}: {len(episodes)} episodes, {steps} steps")
 
 
 def _train(options: argparse.Namespace) -> None:
