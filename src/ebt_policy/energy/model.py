@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -190,13 +191,16 @@ def energy_and_gradient(
     """
     keep = torch.is_grad_enabled()
     compiling = torch.compiler.is_compiling()
+    given = energy if isinstance(energy, GivenEnergy) else None
     # To train eagerly, autograd's own is the quicker.
-    if (compiling or not keep) and isinstance(energy, GivenEnergy) and energy.has_pullback:
-        return energy.model.value_and_gradient(actions.detach(), energy.memory)
+    if given is not None and given.has_pullback and (compiling or not keep):
+        return given.model.value_and_gradient(actions.detach(), given.memory)
     if compiling:
-        # The form of it that torch.compile can see through.
+        # The form of it that torch.compile can see through; torch 2.11 not through a GivenEnergy.
+        one = energy if given is None else partial(given.model, memory=given.memory)
+
         def total(chunks: Tensor) -> tuple[Tensor, Tensor]:
-            values = energy(chunks)
+            values = one(chunks)
             return values.sum(), values
 
         gradient, (_, values) = torch.func.grad_and_value(total, has_aux=True)(actions.detach())
