@@ -302,6 +302,41 @@ def test_disturbed_results_from_before_there_was_a_limit_are_measured_again(
         assert runner.is_current(before, of, tmp_path / folder) == (folder != "recovery")
 
 
+def test_experts_and_single_evaluations_are_claims_of_their_own(tmp_path: Path) -> None:
+    expert = {
+        "task": "robosuite/NutAssemblySquare", "successes": 200, "starts": 205, "steps": 24_000,
+        "success_rate": 200 / 205, "success_ci95": [0.944, 0.990], "seconds": 240.0,
+    }  # fmt: skip
+    (tmp_path / "experts-square.json").write_text(json.dumps(expert))
+    for name, scores in (
+        ("ebt", [1.0] * 40 + [0.0] * 10), ("diffusion", [1.0] * 50), ("ebt-5-steps", [1.0] * 50),
+        ("diffusion-ddpm", [0.0] * 50),
+    ):  # fmt: skip
+        result = {"task": "robosuite/ToolHang", "records": [{"score": score} for score in scores]}
+        (tmp_path / f"gpu-tool-hang-{name}.json").write_text(json.dumps(result))
+    page = tmp_path / "claims.md"
+    page.write_text("".join(f"<!-- table: {n} --><!-- end -->\n" for n in ("claims", "experts")))
+    render_claims(page, tmp_path)
+    text = page.read_text()
+    for row in (
+        "| the scripted expert succeeds in 0.95: Square | `collect robosuite/NutAssemblySquare "
+        "--episodes 200 --json results/experts-square.json` | 0.976 [0.944, 0.990], 205 starts "
+        "| open |",
+        "| Square | 0.976 [0.944, 0.990] | 200 of 205 | 24,000 | 4.0 |",
+        "| two steps score 0.6: robosuite/ToolHang trained on a GPU | `eval … --json "
+        "results/gpu-tool-hang-ebt.json` | 0.800 [0.680, 0.900], 1 × 50 "
+        "| holds, of one training seed |",
+        "below DDIM-10: robosuite/ToolHang trained on a GPU | `eval … --json "
+        "results/gpu-tool-hang-ebt.json` | -0.200 [-0.320, -0.100], 1 × 50 "
+        "| does not hold, of one training seed |",
+        "below DDPM-100: robosuite/ToolHang trained on a GPU | `eval … --json "
+        "results/gpu-tool-hang-ebt.json` | +0.800 [+0.680, +0.900], 1 × 50 "
+        "| holds, of one training seed |",
+    ):
+        assert row in text
+    assert text.count("trained on a GPU") == 3
+
+
 def test_claims_on_steps_sizes_arms_and_stability_are_rendered(tmp_path: Path) -> None:
     write_cost(tmp_path / "objectives", ms=6_000.0)  # 60 s are the 10 steps of ``line``
     write_cost(tmp_path / "scale", ms=12_000.0)

@@ -67,6 +67,7 @@ _SEEING = {
 _TARGETS = {"Lift": 0.98, "Can": 0.95, "Square": 0.80, "Tool Hang": 0.60}
 _SEEN_TARGETS = {"robosuite/Lift": 0.90, "pusht": 0.80}  # from cameras
 _GPU_TARGETS = {"robosuite/ToolHang": 0.60}
+_EXPERT_TARGETS = {"Lift": 0.95, "Can": 0.95, "Square": 0.95, "Tool Hang": 0.80}
 
 
 class Found:
@@ -88,6 +89,7 @@ class Found:
         self.stability = _files(folder, "stability-*.json")
         self.images = _files(folder, "images-*.json")
         self.gpu = _files(folder, "gpu-*.json")
+        self.experts = _files(folder, "experts-*.json")
 
 
 def _files(folder: Path, pattern: str) -> dict[str, Any]:
@@ -105,6 +107,7 @@ def render_claims(page: Path, folder: Path) -> None:
         page,
         {
             "headline": lambda: _headline(found), "claims": lambda: _claims(found),
+            "experts": lambda: _experts(found),
             "success": lambda: _success(found),
             "compute": lambda: _compute(found), "recovery": lambda: _recovery(found),
             "energy": lambda: _energy(found), "shift": lambda: _shift(found),
@@ -140,7 +143,7 @@ def _acts(study: str, results: Results) -> list[tuple[str, str]]:
 
 def _claims(found: Found) -> str:
     """Claim, command, figure, verdict."""
-    rows: list[list[str]] = []
+    rows = _expert_claims(found)
     pairs = [
         ("PushT", found.objectives, "pusht", "scores", "bench objectives --only 'pusht/*'"),
         *(
@@ -342,6 +345,37 @@ def _headline(found: Found) -> str:
             rows.append([name, *cells])
     heads = [f"{method}, {act}" for method, act in shown]
     return markdown(["task", *heads], rows)
+
+
+def _expert_name(measured: dict[str, Any]) -> str:
+    return NAMES.get(measured["task"].replace("/", "-"), measured["task"])
+
+
+def _experts(found: Found) -> str:
+    rows = []
+    for measured in found.experts.values():
+        rows.append([
+            _expert_name(measured),
+            bracketed(measured["success_rate"], *measured["success_ci95"]),
+            f"{measured['successes']} of {measured['starts']}", f"{measured['steps']:,}",
+            f"{measured['seconds'] / 60:.1f}",
+        ])  # fmt: skip
+    return markdown(["task", "success [95%]", "starts", "steps", "minutes of one process"], rows)
+
+
+def _expert_claims(found: Found) -> list[list[str]]:
+    claims = []
+    for file, measured in found.experts.items():
+        name = _expert_name(measured)
+        low, high = measured["success_ci95"]
+        asked = f"{measured['task']} --episodes {measured['successes']}"
+        claims.append([
+            f"the scripted expert succeeds in {_EXPERT_TARGETS[name]:g}: {name}",
+            f"`collect {asked} --json results/{file}`",
+            f"{bracketed(measured['success_rate'], low, high)}, {measured['starts']} starts",
+            verdict_of(low, high, _EXPERT_TARGETS[name]),
+        ])  # fmt: skip
+    return claims
 
 
 def _success(found: Found) -> str:
