@@ -534,8 +534,9 @@ class TrainingConfig:
             kept by each.
         compile: fuse the training step with ``torch.compile``: up to twice as many steps a second
             on a CPU, after one to three minutes of compiling, which no budget counts. Needs a C++
-            compiler there. One GPU alone replays the step as CUDA graphs, where it would else wait
-            for its kernels to be started. The random numbers of a step are other ones than without.
+            compiler there. One GPU alone, without accumulation, replays the step as CUDA graphs,
+            where it would else wait for its kernels to be started. The random numbers of a step
+            are other ones than without.
     """
 
     data: str

@@ -270,9 +270,11 @@ class Trainer:
         self.model = self.accelerator.prepare(self.policy)
         if config.compile:
             # On a GPU such small networks wait for their kernels to be started, one after another.
-            alone_on_gpu = self.device.type == "cuda" and world == 1
-            mode = "reduce-overhead" if alone_on_gpu else "default"
-            self.model = torch.compile(self.model, mode=mode)
+            # A graph's gradients are written over when it runs again: one part, one process.
+            has_graphs = self.device.type == "cuda" and world == config.accumulation == 1
+            self.model = torch.compile(
+                self.model, mode="reduce-overhead" if has_graphs else "default"
+            )
         self._compiled = not config.compile
         # Each process draws its own noise.
         torch.manual_seed(config.seed * 1000 + self.accelerator.process_index)
