@@ -312,7 +312,8 @@ def test_experts_and_single_evaluations_are_claims_of_their_own(tmp_path: Path) 
         ("ebt", [1.0] * 40 + [0.0] * 10), ("diffusion", [1.0] * 50), ("ebt-5-steps", [1.0] * 50),
         ("diffusion-ddpm", [0.0] * 50),
     ):  # fmt: skip
-        result = {"task": "robosuite/ToolHang", "records": [{"score": score} for score in scores]}
+        records = [{"score": score} for score in scores]
+        result = {"task": "robosuite/ToolHang", "seeds": list(range(50)), "records": records}
         (tmp_path / f"gpu-tool-hang-{name}.json").write_text(json.dumps(result))
     page = tmp_path / "claims.md"
     page.write_text("".join(f"<!-- table: {n} --><!-- end -->\n" for n in ("claims", "experts")))
@@ -320,8 +321,8 @@ def test_experts_and_single_evaluations_are_claims_of_their_own(tmp_path: Path) 
     text = page.read_text()
     for row in (
         "| the scripted expert succeeds in 0.95: Square | `collect robosuite/NutAssemblySquare "
-        "--episodes 200 --json results/experts-square.json` | 0.976 [0.944, 0.990], 205 starts "
-        "| open |",
+        "--episodes 200 --out … --json results/experts-square.json` "
+        "| 0.976 [0.944, 0.990], 205 starts | open |",
         "| Square | 0.976 [0.944, 0.990] | 200 of 205 | 24,000 | 4.0 |",
         "| two steps score 0.6: robosuite/ToolHang trained on a GPU | `eval … --json "
         "results/gpu-tool-hang-ebt.json` | 0.800 [0.680, 0.900], 1 × 50 "
@@ -335,6 +336,9 @@ def test_experts_and_single_evaluations_are_claims_of_their_own(tmp_path: Path) 
     ):
         assert row in text
     assert text.count("trained on a GPU") == 3
+    (tmp_path / "gpu-tool-hang-diffusion.json").write_text(json.dumps(result | {"seeds": [7]}))
+    with pytest.raises(UserError, match="other starts"):
+        render_claims(page, tmp_path)
 
 
 def test_claims_on_steps_sizes_arms_and_stability_are_rendered(tmp_path: Path) -> None:

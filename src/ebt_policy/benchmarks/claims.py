@@ -38,6 +38,7 @@ from ebt_policy.benchmarks.stability import CHUNKS, FACTORS, RATIO, SCALES
 from ebt_policy.benchmarks.study import BenchTask
 from ebt_policy.benchmarks.uncertainty import OBSERVED, OBSERVED_AND_CHANGE
 from ebt_policy.benchmarks.uncertainty import SHIFTS as SHIFTED_BY
+from ebt_policy.errors import UserError
 from ebt_policy.evaluation.statistics import bootstrap_crossed, wilson
 from ebt_policy.policies.files import replace_file
 from ebt_policy.report.figures import png
@@ -367,13 +368,16 @@ def _expert_claims(found: Found) -> list[list[str]]:
     claims = []
     for file, measured in found.experts.items():
         name = _expert_name(measured)
+        target = _EXPERT_TARGETS.get(name)
+        if target is None:
+            continue
         low, high = measured["success_ci95"]
         asked = f"{measured['task']} --episodes {measured['successes']}"
         claims.append([
-            f"the scripted expert succeeds in {_EXPERT_TARGETS[name]:g}: {name}",
-            f"`collect {asked} --json results/{file}`",
+            f"the scripted expert succeeds in {target:g}: {name}",
+            f"`collect {asked} --out … --json results/{file}`",
             f"{bracketed(measured['success_rate'], low, high)}, {measured['starts']} starts",
-            verdict_of(low, high, _EXPERT_TARGETS[name]),
+            verdict_of(low, high, target),
         ])  # fmt: skip
     return claims
 
@@ -795,6 +799,9 @@ def _evaluated_claims(
         results: by the name of their file.
         targets: the score that is aimed at, by task.
         how: the policies see or were trained.
+
+    Raises:
+        UserError: the two were evaluated from different starts.
     """
     claims = []
     for file, ours in results.items():
@@ -813,6 +820,8 @@ def _evaluated_claims(
             theirs = results.get(file.replace("-ebt.json", f"-{ending}.json"))
             if theirs is None:
                 continue
+            if theirs["seeds"] != ours["seeds"]:
+                raise UserError(f"{file}: has other starts than Diffusion Policy's file beside it")
             gap = scores - np.array([[record["score"] for record in theirs["records"]]])
             claims.append([
                 f"two steps are at most {_MARGIN:g} below {acting}: {name}", command,

@@ -421,10 +421,15 @@ def _collect(options: argparse.Namespace) -> None:
         raise UserError(f"--out {out}: exists already; choose another name or remove it")
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: it must be at least 0")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
+    report = Path(options.json) if options.json else None
+    if report is not None and (report.is_dir() or report.resolve() == out.resolve()):
+        raise UserError(f"--json {report}: give the name of a file of its own")
+    for option, path in (("--out", out), ("--json", report)):
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{option} {path}: cannot be written ({error.strerror})") from error
     names = options.cameras.split(",") if options.cameras else []
     cameras = {name.strip(): (options.size, options.size) for name in names}
     began = time.perf_counter()
@@ -435,7 +440,7 @@ def _collect(options: argparse.Namespace) -> None:
         kwargs["action_bounds"] = task.action_bounds
     write_robomimic(out, episodes, task.name, kwargs)
     steps = sum(len(episode.actions) for episode in episodes)
-    if options.json:
+    if report is not None:
         # Starts are tried in order, and none after the last that is kept.
         tried = episodes[-1].seed - options.seed + 1
         measured = {
@@ -444,7 +449,7 @@ def _collect(options: argparse.Namespace) -> None:
             "success_ci95": wilson(len(episodes), tried), "steps": steps,
             "seconds": round(seconds, 1), "processes": 1, **provenance(),
         }  # fmt: skip
-        replace_file(Path(options.json), (json.dumps(measured, indent=1) + "\n").encode())
+        replace_file(report, (json.dumps(measured, indent=1) + "\n").encode())
     print(f"{out}: {len(episodes)} episodes, {steps} steps")
 
 

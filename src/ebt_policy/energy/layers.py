@@ -7,7 +7,7 @@ plain matrix products cost nothing extra there.
 Acting needs one gradient, of the energy with respect to the chunk, and none of the parameters.
 A ``forward`` that is given a *tape* (a list) pushes onto it what its ``pullback`` pops again, in
 reverse: the same derivative as autograd's, without the upkeep of a graph, in operations that can
-be exported.
+be exported. A compiled training step differentiates the pullback, once, by the parameters.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ regression. One forward and one backward pass, for the whole batch.
 
 Near: n is smooth or white noise, half and half. At the optimum dE/dx = x - E[a | o, x] (Tweedie):
 the landscape is a bowl of curvature one around every demonstrated way, so the step is 1 and nothing
-is left to tune. This needs a double backward, on ``near_share`` of the batch.
+is left to tune. This needs a double backward (compiled, one through the layers' pullbacks), on
+``near_share`` of the batch.
 
 For real-time chunking some chunks begin with a prefix of actions that are decided already (cf.
 Black et al. 2025, arXiv 2506.07339): both landscapes see it as it is, and learn the rest alone.

@@ -30,6 +30,13 @@ class DiffusionPolicy(Policy):
         self.network = Network(config, levels=True)
         self._training_schedule = self._schedule("ddpm")
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # The schedule moves its table to the device by itself when it is first used, and a step
+        # that was compiled before would be compiled again.
+        moved = super()._apply(fn, recurse)
+        self._training_schedule.alphas_cumprod = fn(self._training_schedule.alphas_cumprod)
+        return moved
+
     @property
     def sampler(self) -> str:
         return self.config.diffusion.sampler

@@ -268,6 +268,8 @@ class Trainer:
             )
         self.optimizer = self.shards or torch.optim.AdamW(self.policy.parameters(), **settings)
         self.model = self.accelerator.prepare(self.policy)
+        # Steps to come that compile, or record graphs on a GPU: no budget counts them.
+        self._preparing = 0
         if config.compile:
             # On a GPU such small networks wait for their kernels to be started, one after another.
             # A graph's gradients are written over when it runs again: one part, one process.
@@ -275,7 +277,7 @@ class Trainer:
             self.model = torch.compile(
                 self.model, mode="reduce-overhead" if has_graphs else "default"
             )
-        self._compiled = not config.compile
+            self._preparing = 3 if has_graphs else 1
         # Each process draws its own noise.
         torch.manual_seed(config.seed * 1000 + self.accelerator.process_index)
         self.step, self.seconds = 0, 0.0
@@ -414,7 +416,7 @@ class Trainer:
         share = len(indices) // self.accelerator.num_processes
         mine = indices[self.accelerator.process_index * share :][:share]
         value = 0.0
-        with nothing() if self._compiled else self._uncounted():
+        with self._uncounted() if self._preparing else nothing():
             self.optimizer.zero_grad()
             for part in range(config.accumulation):
                 own = mine[part :: config.accumulation]
@@ -425,7 +427,7 @@ class Trainer:
                     loss = self.model(batch) * (len(own) / share)
                     self.accelerator.backward(loss)
                 value += loss.item()
-        self._compiled = True
+        self._preparing = max(0, self._preparing - 1)
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), config.gradient_clip)
         size = float(norm)
         if not (math.isfinite(value) and math.isfinite(size)):
