@@ -79,6 +79,7 @@ def test_pullback_is_the_gradient_of_autograd(form: Any) -> None:
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-10)
     assert not found[1].requires_grad
+    assert expected[1].requires_grad
     # What a compiled training step differentiates once is what an eager one differentiates twice.
     taught = made.energy.value_and_gradient(actions, given.memory)[1]
     lessons = [

@@ -149,13 +149,8 @@ def test_a_model_is_compiled_once_and_every_environment_changes_its_own() -> Non
         named = mujoco.MjModel.from_xml_string(xml=scene)
         with pytest.raises(ValueError, match="XML"):
             mujoco.MjModel.from_xml_string("<mujoco>")
-    assert [m.geom_size[0, 0] for m in (first, second, third, other, named)] == [
-        0.2,
-        0.1,
-        0.1,
-        0.3,
-        0.1,
-    ]
+    sizes = [model.geom_size[0, 0] for model in (first, second, third, other, named)]
+    assert sizes == [0.2, 0.1, 0.1, 0.3, 0.1]
     assert (mujoco.MjModel.from_xml_string, mujoco.MjModel.from_xml_path) == compilers
 
     _compiled.cache_clear()
