@@ -42,6 +42,7 @@ from ebt_policy.errors import UserError
 from ebt_policy.evaluation.statistics import bootstrap_crossed, wilson
 from ebt_policy.policies.files import replace_file
 from ebt_policy.report.figures import png
+from ebt_policy.shapes import Float
 
 THEIRS = (("diffusion", "DDIM-10"), ("diffusion", "DDPM-100"))
 NAMES = {
@@ -163,24 +164,12 @@ def _claims(found: Found) -> str:
     for name, results, slug, key, command in pairs:
         ours = results.get(slug, *OURS)
         if ours is not None and name in _TARGETS:
-            values = ours.values(key)
-            low, high = bootstrap_crossed(values)
-            rows.append([
-                f"two steps succeed in {_TARGETS[name]:g}: {name}", f"`{command}`",
-                f"{interval(values)}, {_size(values)}",
-                _of(values, verdict_of(low, high, _TARGETS[name])),
-            ])  # fmt: skip
+            rows.append(_reaches(name, command, ours.values(key), _TARGETS[name], "succeed in"))
         for theirs in THEIRS:
             other = results.get(slug, *theirs)
             gap = None if ours is None or other is None else difference(ours, other, key)
-            if gap is None or not gap.size:
-                continue
-            low, high = bootstrap_crossed(gap, are_differences=True)
-            rows.append([
-                f"two steps are at most {_MARGIN:g} below {theirs[1]}: {name}", f"`{command}`",
-                f"{interval(gap, signed=True)}, {_size(gap)}",
-                _of(gap, verdict_of(low, high, -_MARGIN)),
-            ])  # fmt: skip
+            if gap is not None and gap.size:
+                rows.append(_is_not_below(name, command, gap, theirs[1]))
     for slug, name in NAMES.items():
         command = f"`bench recovery --only '{slug}/200/*'`"
         for disturbance in RECOVERIES:
@@ -231,6 +220,28 @@ def _claims(found: Found) -> str:
             _within(low, high, alarm, _ALARM_MARGIN),
         ])  # fmt: skip
     return markdown(["claim", "command", "figure [95%]", "verdict"], rows)
+
+
+def _reaches(
+    name: str, command: str, values: Float[np.ndarray, "trainings starts"], target: float, does: str
+) -> list[str]:
+    """The row of one claim: the energy policy's figure reaches a target."""
+    return [
+        f"two steps {does} {target:g}: {name}", f"`{command}`",
+        f"{interval(values)}, {_size(values)}",
+        _of(values, verdict_of(*bootstrap_crossed(values), target)),
+    ]  # fmt: skip
+
+
+def _is_not_below(
+    name: str, command: str, gap: Float[np.ndarray, "trainings starts"], other: str
+) -> list[str]:
+    """The row of one claim: the energy policy is at most a margin below another way of acting."""
+    return [
+        f"two steps are at most {_MARGIN:g} below {other}: {name}", f"`{command}`",
+        f"{interval(gap, signed=True)}, {_size(gap)}",
+        _of(gap, verdict_of(*bootstrap_crossed(gap, are_differences=True), -_MARGIN)),
+    ]  # fmt: skip
 
 
 def _within(low: float, high: float, target: float, margin: float) -> str:
@@ -807,15 +818,12 @@ def _evaluated_claims(
     for file, ours in results.items():
         if not file.endswith("-ebt.json"):
             continue
-        name, command = f"{ours['task']} {how}", f"`eval … --json results/{file}`"
+        task = NAMES.get(ours["task"].replace("/", "-"), ours["task"])
+        name, command = f"{task} {how}", f"eval … --json results/{file}"
         scores = np.array([[record["score"] for record in ours["records"]]])
         target = targets.get(ours["task"])
         if target is not None:
-            claims.append([
-                f"two steps score {target:g}: {name}", command,
-                f"{interval(scores)}, {_size(scores)}",
-                _of(scores, verdict_of(*bootstrap_crossed(scores), target)),
-            ])  # fmt: skip
+            claims.append(_reaches(name, command, scores, target, "score"))
         for ending, acting in (("diffusion", "DDIM-10"), ("diffusion-ddpm", "DDPM-100")):
             theirs = results.get(file.replace("-ebt.json", f"-{ending}.json"))
             if theirs is None:
@@ -823,11 +831,7 @@ def _evaluated_claims(
             if theirs["seeds"] != ours["seeds"]:
                 raise UserError(f"{file}: has other starts than Diffusion Policy's file beside it")
             gap = scores - np.array([[record["score"] for record in theirs["records"]]])
-            claims.append([
-                f"two steps are at most {_MARGIN:g} below {acting}: {name}", command,
-                f"{interval(gap, signed=True)}, {_size(gap)}",
-                _of(gap, verdict_of(*bootstrap_crossed(gap, are_differences=True), -_MARGIN)),
-            ])  # fmt: skip
+            claims.append(_is_not_below(name, command, gap, acting))
     return claims
 
 
