@@ -44,7 +44,12 @@ from ebt_policy.policies.files import replace_file
 from ebt_policy.report.figures import png
 from ebt_policy.shapes import Float
 
-THEIRS = (("diffusion", "DDIM-10"), ("diffusion", "DDPM-100"))
+THEIRS = (
+    ("diffusion", "DDIM-10"),
+    ("diffusion", "DDPM-100"),
+    ("mip", "2 evaluations"),
+    ("regression", "1 evaluation"),
+)
 NAMES = {
     "robosuite-Lift": "Lift",
     "robosuite-PickPlaceCan": "Can",
@@ -169,7 +174,7 @@ def _claims(found: Found) -> str:
             other = results.get(slug, *theirs)
             gap = None if ours is None or other is None else difference(ours, other, key)
             if gap is not None and gap.size:
-                rows.append(_is_not_below(name, command, gap, theirs[1]))
+                rows.append(_is_not_below(name, command, gap, _other_name(*theirs)))
     for slug, name in NAMES.items():
         command = f"`bench recovery --only '{slug}/200/*'`"
         for disturbance in RECOVERIES:
@@ -220,6 +225,11 @@ def _claims(found: Found) -> str:
             _within(low, high, alarm, _ALARM_MARGIN),
         ])  # fmt: skip
     return markdown(["claim", "command", "figure [95%]", "verdict"], rows)
+
+
+def _other_name(method: str, act: str) -> str:
+    """Diffusion Policy goes by its samplers, of which it has two."""
+    return act if method == "diffusion" else {"mip": "MIP", "regression": "regression"}[method]
 
 
 def _reaches(
@@ -343,7 +353,7 @@ def _size(values: np.ndarray) -> str:
 
 def _headline(found: Found) -> str:
     """The methods side by side, one row for each task."""
-    shown = (OURS, *THEIRS, ("mip", "2 evaluations"), ("regression", "1 evaluation"))
+    shown = (OURS, *THEIRS)
     rows = []
     for name, results, slug, key in (
         ("PushT, score", found.objectives, "pusht", "scores"),
@@ -804,7 +814,7 @@ def _mean(rows: dict[int, dict[str, Any]], key: str) -> float:
 def _evaluated_claims(
     results: dict[str, Any], targets: dict[str, float], how: str
 ) -> list[list[str]]:
-    """Of single evaluations: ``NAME-ebt.json``, and Diffusion Policy's beside it.
+    """Of single evaluations: ``NAME-ebt.json``, and those of other methods beside it.
 
     Args:
         results: by the name of their file.
@@ -812,7 +822,7 @@ def _evaluated_claims(
         how: the policies see or were trained.
 
     Raises:
-        UserError: the two were evaluated from different starts.
+        UserError: two were evaluated from different starts.
     """
     claims = []
     for file, ours in results.items():
@@ -824,14 +834,17 @@ def _evaluated_claims(
         target = targets.get(ours["task"])
         if target is not None:
             claims.append(_reaches(name, command, scores, target, "score"))
-        for ending, acting in (("diffusion", "DDIM-10"), ("diffusion-ddpm", "DDPM-100")):
+        for ending, other in (
+            ("diffusion", "DDIM-10"), ("diffusion-ddpm", "DDPM-100"), ("mip", "MIP"),
+            ("regression", "regression"),
+        ):  # fmt: skip
             theirs = results.get(file.replace("-ebt.json", f"-{ending}.json"))
             if theirs is None:
                 continue
             if theirs["seeds"] != ours["seeds"]:
-                raise UserError(f"{file}: has other starts than Diffusion Policy's file beside it")
+                raise UserError(f"{file}: has other starts than the file of {other} beside it")
             gap = scores - np.array([[record["score"] for record in theirs["records"]]])
-            claims.append(_is_not_below(name, command, gap, acting))
+            claims.append(_is_not_below(name, command, gap, other))
     return claims
 
 
