@@ -255,6 +255,7 @@ def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) ->
     for row in (
         f"| Lift | mip | 2 evaluations | 1.00 |{'  |' * 4} 0.50 |  | 0.00 |{'  |' * 7}",
         "at most 0.03 below DDIM-10: Lift | `bench tasks --only 'robosuite-Lift/200/*'` | +0.600",
+        "at most 0.03 below MIP: Lift | `bench tasks --only 'robosuite-Lift/200/*'` | +0.000",
         "succeed in 0.98: Lift | `bench tasks --only 'robosuite-Lift/200/*'` "
         "| 1.000 [0.929, 1.000], 1 × 50 | open, of one training seed |",
         "0.8 of the cases: Lift+drop | `bench recovery --only 'robosuite-Lift/200/*'` "
@@ -310,7 +311,7 @@ def test_experts_and_single_evaluations_are_claims_of_their_own(tmp_path: Path) 
     (tmp_path / "experts-square.json").write_text(json.dumps(expert))
     for name, scores in (
         ("ebt", [1.0] * 40 + [0.0] * 10), ("diffusion", [1.0] * 50), ("ebt-5-steps", [1.0] * 50),
-        ("diffusion-ddpm", [0.0] * 50),
+        ("diffusion-ddpm", [0.0] * 50), ("mip", [0.0] * 50), ("regression", [1.0] * 50),
     ):  # fmt: skip
         records = [{"score": score} for score in scores]
         result = {"task": "robosuite/ToolHang", "seeds": list(range(50)), "records": records}
@@ -324,18 +325,24 @@ def test_experts_and_single_evaluations_are_claims_of_their_own(tmp_path: Path) 
         "--episodes 200 --out … --json results/experts-square.json` "
         "| 0.976 [0.944, 0.990], 205 starts | open |",
         "| Square | 0.976 [0.944, 0.990] | 200 of 205 | 24,000 | 4.0 |",
-        "| two steps score 0.6: robosuite/ToolHang trained on a GPU | `eval … --json "
+        "| two steps score 0.6: Tool Hang trained on a GPU | `eval … --json "
         "results/gpu-tool-hang-ebt.json` | 0.800 [0.680, 0.900], 1 × 50 "
         "| holds, of one training seed |",
-        "below DDIM-10: robosuite/ToolHang trained on a GPU | `eval … --json "
+        "below DDIM-10: Tool Hang trained on a GPU | `eval … --json "
         "results/gpu-tool-hang-ebt.json` | -0.200 [-0.320, -0.100], 1 × 50 "
         "| does not hold, of one training seed |",
-        "below DDPM-100: robosuite/ToolHang trained on a GPU | `eval … --json "
+        "below DDPM-100: Tool Hang trained on a GPU | `eval … --json "
         "results/gpu-tool-hang-ebt.json` | +0.800 [+0.680, +0.900], 1 × 50 "
         "| holds, of one training seed |",
+        "below MIP: Tool Hang trained on a GPU | `eval … --json "
+        "results/gpu-tool-hang-ebt.json` | +0.800 [+0.680, +0.900], 1 × 50 "
+        "| holds, of one training seed |",
+        "below regression: Tool Hang trained on a GPU | `eval … --json "
+        "results/gpu-tool-hang-ebt.json` | -0.200 [-0.320, -0.100], 1 × 50 "
+        "| does not hold, of one training seed |",
     ):
         assert row in text
-    assert text.count("trained on a GPU") == 3
+    assert text.count("trained on a GPU") == 5
     (tmp_path / "gpu-tool-hang-diffusion.json").write_text(json.dumps(result | {"seeds": [7]}))
     with pytest.raises(UserError, match="other starts"):
         render_claims(page, tmp_path)
