@@ -44,12 +44,13 @@ from ebt_policy.policies.files import replace_file
 from ebt_policy.report.figures import png
 from ebt_policy.shapes import Float
 
-THEIRS = (
-    ("diffusion", "DDIM-10"),
-    ("diffusion", "DDPM-100"),
-    ("mip", "2 evaluations"),
-    ("regression", "1 evaluation"),
-)
+THEIRS = {  # method and way of acting, and what the claims call it
+    ("diffusion", "DDIM-10"): "DDIM-10",
+    ("diffusion", "DDPM-100"): "DDPM-100",
+    ("mip", "2 evaluations"): "MIP",
+    ("regression", "1 evaluation"): "regression",
+}
+_FILES_OF_THEIRS = ("diffusion", "diffusion-ddpm", "mip", "regression")  # as single evaluations end
 NAMES = {
     "robosuite-Lift": "Lift",
     "robosuite-PickPlaceCan": "Can",
@@ -170,11 +171,11 @@ def _claims(found: Found) -> str:
         ours = results.get(slug, *OURS)
         if ours is not None and name in _TARGETS:
             rows.append(_reaches(name, command, ours.values(key), _TARGETS[name], "succeed in"))
-        for theirs in THEIRS:
-            other = results.get(slug, *theirs)
-            gap = None if ours is None or other is None else difference(ours, other, key)
+        for (method, act), other in THEIRS.items():
+            theirs = results.get(slug, method, act)
+            gap = None if ours is None or theirs is None else difference(ours, theirs, key)
             if gap is not None and gap.size:
-                rows.append(_is_not_below(name, command, gap, _other_name(*theirs)))
+                rows.append(_is_not_below(name, command, gap, other))
     for slug, name in NAMES.items():
         command = f"`bench recovery --only '{slug}/200/*'`"
         for disturbance in RECOVERIES:
@@ -225,11 +226,6 @@ def _claims(found: Found) -> str:
             _within(low, high, alarm, _ALARM_MARGIN),
         ])  # fmt: skip
     return markdown(["claim", "command", "figure [95%]", "verdict"], rows)
-
-
-def _other_name(method: str, act: str) -> str:
-    """Diffusion Policy goes by its samplers, of which it has two."""
-    return act if method == "diffusion" else {"mip": "MIP", "regression": "regression"}[method]
 
 
 def _reaches(
@@ -834,10 +830,7 @@ def _evaluated_claims(
         target = targets.get(ours["task"])
         if target is not None:
             claims.append(_reaches(name, command, scores, target, "score"))
-        for ending, other in (
-            ("diffusion", "DDIM-10"), ("diffusion-ddpm", "DDPM-100"), ("mip", "MIP"),
-            ("regression", "regression"),
-        ):  # fmt: skip
+        for ending, other in zip(_FILES_OF_THEIRS, THEIRS.values(), strict=True):
             theirs = results.get(file.replace("-ebt.json", f"-{ending}.json"))
             if theirs is None:
                 continue
