@@ -22,9 +22,13 @@ from ebt_policy.windows.windows import ROBOMIMIC_STREAMS, choose_streams
 
 EnvironmentOf = Callable[[str], Environment]
 OBJECT_SIZES = {
-    "Lift": 10, "PickPlaceCan": 14, "NutAssemblySquare": 14, "ToolHang": 44, "TwoArmLift": 19,
+    "Lift": 10, "PickPlaceCan": 14, "NutAssemblySquare": 14, "ToolHang": 44, "ToolHangFrame": 44,
+    "TwoArmLift": 19,
 }  # fmt: skip
-EPISODES = {"Lift": 2, "PickPlaceCan": 2, "NutAssemblySquare": 2, "ToolHang": 1, "TwoArmLift": 2}
+EPISODES = {
+    "Lift": 2, "PickPlaceCan": 2, "NutAssemblySquare": 2, "ToolHang": 1, "ToolHangFrame": 1,
+    "TwoArmLift": 2,
+}  # fmt: skip
 LONGEST = {"ToolHang": 600}
 
 
@@ -244,6 +248,49 @@ def test_missed_and_dropped_grasps_are_noticed(environment_of: EnvironmentOf) ->
         environment.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))
     assert environment.facts() == {"closings": 1, "grasps": 1, "drops": 1}
     assert not task.may_be_shown(environment.facts())
+
+
+def test_the_frame_is_the_first_half_of_tool_hang() -> None:
+    _, (first,) = demonstrations("ToolHangFrame", 1)
+    _, (whole,) = demonstrations("ToolHang", 1)
+    steps = len(first.actions)
+    assert steps < len(whole.actions) / 2
+    assert (first.actions == whole.actions[:steps]).all()
+    assert (first.observations["object"] == whole.observations["object"][:steps]).all()
+
+
+def test_where_the_rod_comes_down_is_told(environment_of: EnvironmentOf) -> None:
+    environment = environment_of("ToolHangFrame")
+    task, (shown,) = demonstrations("ToolHangFrame", 1)
+    environment.reset(shown.seed)
+    for action in shown.actions:
+        assert not environment.step(action).done
+    facts = environment.facts()
+    seen = {name: values[-1] for name, values in shown.observations.items()}
+    assert np.linalg.norm(facts["aim_mm"]) < 3  # the expert does not go down beside the hole
+    held = 1e3 * (seen["object"][21:24] - seen["robot0_eef_pos"])  # as it does not slip
+    assert facts["grasp_mm"] == pytest.approx(held, abs=2)
+    assert task.may_be_shown is not None
+    assert task.may_be_shown(facts)
+
+    assert isinstance(environment, RobosuiteEnvironment)
+    environment.reset(0)
+    assert "aim_mm" not in environment.facts()
+    assert environment.aim is not None
+    places = [(50, 0, 80), (8, 2, 80), (7, -3, 40), (7, -4, 4), (0, 0, 30), (0, 0, 4)]
+    for place in places:  # of the tip from the mouth, in mm: only the first descent counts
+        seen = {"robot0_eef_pos": np.array([0.01, 0, 0]), "object": np.zeros(44)}
+        seen["object"][[13, 27]] = 1  # the stand and the frame, not turned
+        tip, mouth = np.array([0, 0, -0.2207]), np.array([0, 0.045, 0.155])
+        seen["object"][21:24] = mouth - tip + np.array(place) / 1e3
+        environment.aim.watch(seen)
+    facts = environment.facts()
+    assert facts["aim_mm"] == pytest.approx([7, -4], abs=0.01)
+    assert facts["grasp_mm"] == pytest.approx([-3, 41, 379.7], abs=0.01)
+    assert task.summarise is not None
+    assert task.summarise([{}]) == {}
+    of_all = task.summarise([facts, {}, {"aim_mm": [1.0, 0.0]}])
+    assert of_all == {"aim": {"episodes": 2, "mean_mm": [4, -2], "sd_mm": [3, 2]}}
 
 
 def test_hands_are_watched_one_by_one(environment_of: EnvironmentOf) -> None:

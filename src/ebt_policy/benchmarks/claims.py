@@ -56,6 +56,7 @@ NAMES = {
     "robosuite-PickPlaceCan": "Can",
     "robosuite-NutAssemblySquare": "Square",
     "robosuite-ToolHang": "Tool Hang",
+    "robosuite-ToolHangFrame": "Tool Hang's frame",
 }
 _MARGIN = 0.03  # how far below "not below" allows
 _DELAY, _KEPT = 200.0, 0.95  # ms, and what is left of the undelayed score

@@ -1,6 +1,7 @@
 """``robosuite/<task>``: one-armed and two-armed tasks, with robomimic's keys.
 
-A robot other than the Panda follows a colon: ``robosuite/Lift:UR5e``.
+A robot other than the Panda follows a colon: ``robosuite/Lift:UR5e``. ``ToolHangFrame`` is the
+first half of ``ToolHang``: from the same starts, with the rod of the frame to be put into its hole.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from ebt_policy.tasks.base import (
 )
 from ebt_policy.tasks.mujoco_models import compiled_once
 from ebt_policy.tasks.mujoco_pictures import IMAGE, Pictures, camera_streams, shared_pictures
-from ebt_policy.tasks.robosuite_experts import make_expert
+from ebt_policy.tasks.robosuite_experts import frame_in_hand, make_expert, rod_from_mouth
 
 ROBOTS = ("IIWA", "Kinova3", "Panda", "Sawyer", "UR5e")
 RATE = 20
 FRAME_HEIGHT, FRAME_WIDTH = 240, 320
 CAMERAS = ("agentview", "robot0_eye_in_hand", "frontview", "sideview", "birdview")
+_DOWN, _OVER = 0.005, 0.03  # m above the mouth of a hole, and aside from its middle
 _LOST = 3  # control steps without contact after which an object is lost; shorter gaps are bounces
 
 
@@ -47,6 +49,9 @@ class _Scene:
         arms: robots with one arm each.
         position: element of the object stream at which the one object's position begins; None
             where there are several objects or hands.
+        stage_of: robosuite's task of which this is the beginning, where it is no task of its own.
+        is_done: robosuite's method that tells success.
+        has_rod: whether a rod is to be put into a hole.
     """
 
     horizon: int
@@ -54,13 +59,23 @@ class _Scene:
     grasps: int = 1
     arms: int = 1
     position: int | None = None
+    stage_of: str = ""
+    is_done: str = "_check_success"
+    has_rod: bool = False
 
 
 SCENES = {
     "Lift": _Scene(400, lambda e: [e.cube], position=0),
     "NutAssemblySquare": _Scene(400, lambda e: [e.nuts[e.nut_id]], position=7),
     "PickPlaceCan": _Scene(400, lambda e: [e.objects[e.object_id]], position=7),
-    "ToolHang": _Scene(700, lambda e: [e.frame, e.tool], grasps=2),
+    "ToolHang": _Scene(700, lambda e: [e.frame, e.tool], grasps=2, has_rod=True),
+    "ToolHangFrame": _Scene(
+        300,
+        lambda e: [e.frame],
+        stage_of="ToolHang",
+        is_done="_check_frame_assembled",
+        has_rod=True,
+    ),
     "TwoArmLift": _Scene(400, lambda e: [e.pot], grasps=2, arms=2),
 }
 
@@ -107,6 +122,41 @@ class _Watched:
             self.is_held = False
 
 
+class _Aim:
+    """How the rod of the tool's frame came down to its hole, the first time in this episode.
+
+    Attributes:
+        is_over: whether the rod's tip has been over the mouth and not yet come down.
+        facts: where it came down, once it has.
+    """
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self.facts: dict[str, Any] = {}
+
+    def watch(self, observation: Observation) -> None:
+        """Take note of one more control step."""
+        if self.facts:
+            return
+        off, held = rod_from_mouth(observation), frame_in_hand(observation)
+        if off[2] > _DOWN:
+            self.is_over = bool(np.linalg.norm(off[:2]) < _OVER)
+        elif self.is_over:
+            self.facts = {
+                "aim_mm": [round(1e3 * float(x), 2) for x in off[:2]],
+                "grasp_mm": [round(1e3 * float(x), 2) for x in held],
+            }
+
+
+def _summarise_aim(facts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the episodes in which the rod came down: mean and standard deviation of x and y."""
+    aims = np.array([each["aim_mm"] for each in facts if "aim_mm" in each]).reshape(-1, 2)
+    if not len(aims):
+        return {}
+    mean, spread = aims.mean(0).round(2).tolist(), aims.std(0).round(2).tolist()
+    return {"aim": {"episodes": len(aims), "mean_mm": mean, "sd_mm": spread}}
+
+
 class RobosuiteEnvironment(Environment):
     """A robosuite task at 20 Hz; the seed draws the objects' poses and the arms' joints.
 
@@ -130,19 +180,21 @@ class RobosuiteEnvironment(Environment):
         # Without hard resets the cube's size is drawn here, once: the seed fixes it.
         with compiled_once():
             self._environment: Any = robosuite.make(
-                name, robots=[robot] * scene.arms, controller_configs=config, control_freq=RATE,
-                seed=0, hard_reset=False, ignore_done=True, use_camera_obs=False,
+                scene.stage_of or name, robots=[robot] * scene.arms, controller_configs=config,
+                control_freq=RATE, seed=0, hard_reset=False, ignore_done=True, use_camera_obs=False,
                 has_renderer=False, has_offscreen_renderer=False,
             )  # fmt: skip
         self._movables = scene.movables(self._environment)
-        self._arms = scene.arms
-        self._scene = f"{name}:{robot}"
+        self._is_done: Callable[[], bool] = getattr(self._environment, scene.is_done)
+        self._arms, self._has_rod = scene.arms, scene.has_rod
+        self._scene = f"{scene.stage_of or name}:{robot}"
         self._pictures: Pictures | None = None
         self._gain = 1.0
         self._begin()
 
     def _begin(self) -> None:
         self.hands = [_Watched() for _ in range(self._arms)]
+        self.aim = _Aim() if self._has_rod else None
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         # The placement samplers and the robot hold this very generator: give it a new state.
@@ -160,8 +212,10 @@ class RobosuiteEnvironment(Environment):
         self._environment.step(clipped)
         for arm, (hand, close) in enumerate(zip(self.hands, clipped[6::7], strict=True)):
             hand.watch(bool(close > 0), self.is_grasping(arm))
-        success = bool(self._environment._check_success())
-        return Outcome(self._observe(), float(success), success)
+        success, observation = bool(self._is_done()), self._observe()
+        if self.aim is not None:
+            self.aim.watch(observation)
+        return Outcome(observation, float(success), success)
 
     def is_grasping(self, arm: int = 0) -> bool:
         """Whether both fingers of a hand touch the same object now."""
@@ -194,11 +248,17 @@ class RobosuiteEnvironment(Environment):
             super().vary(name, factor)
 
     def facts(self) -> dict[str, Any]:
-        """Closings of the grippers, grasps that came of them, and drops from closed grippers."""
+        """Closings of the grippers, grasps that came of them, and drops from closed grippers.
+
+        Where a rod is to be put into a hole, from its first coming down to the mouth on: how far,
+        along the world's x and y, its tip was from the mouth's middle, ``aim_mm`` (2,), and the
+        frame's corner from the hand, ``grasp_mm`` (3,).
+        """
         return {
             "closings": sum(hand.closings for hand in self.hands),
             "grasps": sum(hand.grasps for hand in self.hands),
             "drops": sum(hand.drops for hand in self.hands),
+            **(self.aim.facts if self.aim is not None else {}),
         }
 
     def render(self) -> np.ndarray:
@@ -304,7 +364,8 @@ def _area(environment: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _may_be_shown(grasps: int, facts: dict[str, Any]) -> bool:
     """Whether every grasp came of the first try and nothing was let go by accident."""
-    return facts == {"closings": grasps, "grasps": grasps, "drops": 0}
+    wanted = {"closings": grasps, "grasps": grasps, "drops": 0}
+    return {name: facts[name] for name in wanted} == wanted
 
 
 MOVED, NEAR = 0.002, 0.09  # m; the hand that holds a nut is 7 cm from its middle
@@ -351,4 +412,5 @@ def robosuite_task(name: str) -> Task:
         make_expert=functools.partial(make_expert, title, scene.arms),
         action_bounds=(-1.0, 1.0), cameras=tuple(camera + IMAGE for camera in CAMERAS),
         may_be_shown=functools.partial(_may_be_shown, scene.grasps), describe=describe,
+        summarise=_summarise_aim if scene.has_rod else None,
     )  # fmt: skip

@@ -94,6 +94,11 @@ def _shortened(vector: np.ndarray, length: float) -> np.ndarray:
     return vector * min(1.0, length / max(float(np.linalg.norm(vector)), 1e-9))
 
 
+def _pose(numbers: np.ndarray) -> Pose:
+    """Of position and quaternion (7,)."""
+    return Pose(numbers[:3], numbers[3:])
+
+
 class Hand:
     """A hand with its manner: how fast it goes and how it trembles.
 
@@ -124,8 +129,7 @@ class Hand:
 
     def object_pose(self, first: int) -> Pose:
         """The pose that begins at an element of the object stream."""
-        numbers = self.seen["object"][first : first + 7].astype(np.float64)
-        return Pose(numbers[:3], numbers[3:])
+        return _pose(self.seen["object"][first : first + 7].astype(np.float64))
 
     def action(self, target: Pose, grip: float, speed: float = 1.0) -> np.ndarray:
         """One step (7,) towards a pose."""
@@ -303,6 +307,8 @@ def _square(hand: Hand) -> Iterator[np.ndarray]:
     yield from hand.go(lambda: gone, OPEN, near=0.02)
 
 
+# Elements of ToolHang's object stream at which the poses of its three objects begin.
+_BASE, _FRAME, _TOOL = 7, 21, 35
 # Of ToolHang, in m. As seen from the bottom plate of the stand: the mouth of the hole. As seen
 # from the corner of the frame (its rod leads down, its bar along -x): the rod's tip, the middle of
 # the grip, and the end of the bar with the hook, which is as high as the elbow is wide. As seen
@@ -350,7 +356,7 @@ def _insert_frame(hand: Hand) -> Iterator[np.ndarray]:
     over = random.uniform(0.02, 0.035)
 
     def at_frame() -> Pose:
-        return hand.object_pose(21) @ grasp
+        return hand.object_pose(_FRAME) @ grasp
 
     def carried(height: float) -> Pose:
         """The hand's pose that brings the tip above the mouth, the rod upright.
@@ -358,7 +364,7 @@ def _insert_frame(hand: Hand) -> Iterator[np.ndarray]:
         The bar leads to the side where the tool lies: otherwise the hand that turns the tool
         around its hook would have to point back at its own base.
         """
-        base, now = hand.object_pose(7), hand.object_pose(21)
+        base, now = hand.object_pose(_BASE), hand.object_pose(_FRAME)
         mouth, tip = base.at(_MOUTH), now.at(_TIP)
         above = float(tip[2] - mouth[2])
         # As with the nut, down by little steps; and only as far as the tip will not miss the hole.
@@ -369,7 +375,8 @@ def _insert_frame(hand: Hand) -> Iterator[np.ndarray]:
         return goal @ Pose(-_TIP, _NOT_TURNED) @ now.inverse() @ hand.pose
 
     def inserted() -> bool:
-        return bool(hand.object_pose(21).at(_TIP)[2] - hand.object_pose(7).position[2] < 0.012)
+        base, now = hand.object_pose(_BASE), hand.object_pose(_FRAME)
+        return bool(now.at(_TIP)[2] - base.position[2] < 0.012)
 
     yield from _pick_up(hand, at_frame, side, lift)
     yield from hand.go(lambda: carried(over + 0.06), CLOSE, near=0.03, turned=0.15)
@@ -400,15 +407,15 @@ def _hang_tool(hand: Hand) -> Iterator[np.ndarray]:
     hung = (random.uniform(0.35, 0.45), random.uniform(0.007, 0.009), 0.0)
 
     def at_tool() -> Pose:
-        return hand.object_pose(35) @ grasp
+        return hand.object_pose(_TOOL) @ grasp
 
     def carried(target: Pose) -> Pose:
-        return target @ hand.object_pose(35).inverse() @ hand.pose
+        return target @ hand.object_pose(_TOOL).inverse() @ hand.pose
 
     def ring_at(slope: float, along: float, height: float) -> Pose:
         """The hand's pose for the ring somewhere about the elbow, as in ``_AROUND``."""
         ring = Pose(_ELBOW + along * _X + height * _Z, _product(_about(_Y, slope), _HANGING))
-        return carried(hand.object_pose(21) @ ring @ Pose(-_RING, _NOT_TURNED))
+        return carried(hand.object_pose(_FRAME) @ ring @ Pose(-_RING, _NOT_TURNED))
 
     # Over the hook and only then down.
     high = side + np.array([0.06, 0.04, 0.2])
@@ -493,10 +500,24 @@ PLANS: dict[str, Callable[..., Iterator[np.ndarray]]] = {
     "NutAssemblySquare": _square,
     "PickPlaceCan": _can,
     "ToolHang": _tool_hang,
+    "ToolHangFrame": _insert_frame,
     "TwoArmLift": _two_arm_lift,
 }
 # Robots face along x; two of them face each other, from -y and from y.
 _FACING = {1: (0.0,), 2: (np.pi / 2, -np.pi / 2)}
+
+
+def rod_from_mouth(observation: Observation) -> np.ndarray:
+    """From the mouth of ToolHang's hole to the tip of the frame's rod (3,), in m, in the world."""
+    objects = observation["object"].astype(np.float64)
+    base, frame = (_pose(objects[first : first + 7]) for first in (_BASE, _FRAME))
+    return frame.at(_TIP) - base.at(_MOUTH)
+
+
+def frame_in_hand(observation: Observation) -> np.ndarray:
+    """From the hand to the corner of ToolHang's frame (3,), in m, in the world."""
+    corner = observation["object"][_FRAME : _FRAME + 3]
+    return (corner - observation["robot0_eef_pos"]).astype(np.float64)
 
 
 def make_expert(task: str, arms: int, seed: int) -> Expert:
