@@ -175,6 +175,27 @@ def test_features_of_pictures_that_are_missing_have_no_influence() -> None:
     assert torch.equal(one[0][0], another[0][0])
 
 
+def test_numbers_are_noisy_in_training_alone() -> None:
+    made = policy(observation_noise=0.1)
+    given = {name: torch.from_numpy(values) for name, values in observations(4000).items()}
+    normaliser = dict(made.named_normalisers())["state"]
+    normaliser.moves[0] = 0  # as of a dimension that is constant in the demonstrations
+    acting = made.eval().normalise_observation(given)
+    before = torch.get_rng_state()
+    assert torch.equal(policy().train().normalise_observation(given)["state"], acting["state"])
+    assert torch.equal(torch.get_rng_state(), before)  # without noise, no draw
+    noise = made.train().normalise_observation(given)["state"] - acting["state"]
+    assert torch.allclose(noise[:, 0], noise[:, 1], atol=1e-6)
+    assert not noise[..., 0].any()
+    noise = noise[:, 0, 1:]
+    assert noise.std() == pytest.approx(0.1 / 3**0.5, rel=0.1)  # of sizes from 0 to 0.1
+    sizes = noise.square().mean(1).sqrt()
+    assert sizes.quantile(0.1) < 0.02
+    assert 0.1 < sizes.quantile(0.99) < 0.3
+    with pytest.raises(UserError, match=r"observation_noise = -0.1: it must be at least 0"):
+        config(observation_noise=-0.1)
+
+
 def test_a_stream_is_dropped_in_training_alone() -> None:
     streams = config().streams | {"extra": StreamConfig((2, 3), dropout=0.25)}
     made = policy(streams=streams)

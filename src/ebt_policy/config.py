@@ -439,6 +439,10 @@ class PolicyConfig:
             half the range that the demonstrations' sentences have in each dimension: what is
             learned is a neighbourhood of every sentence instead of the sentence alone, and
             paraphrases lie there.
+        observation_noise: largest standard deviation, in half ranges of the demonstrations, of
+            normal noise on observed numbers in training: each stream of each window gets a size of
+            its own, and all its steps the same draw, so that speeds stay. What tells one
+            demonstration from another, and lets a network learn them by heart, drowns in it.
     """
 
     policy: PolicyName
@@ -449,6 +453,7 @@ class PolicyConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     observation_limit: float | None = 1.3
     sentence_noise: float = 0.3
+    observation_noise: float = 0.0
     form: EnergyForm = "residual"
     objective: ObjectiveName = "basin"
     basin: BasinConfig = field(default_factory=BasinConfig)
@@ -502,6 +507,8 @@ class PolicyConfig:
             )
         if not self.sentence_noise >= 0:
             raise UserError(f"sentence_noise = {self.sentence_noise}: it must be at least 0")
+        if not self.observation_noise >= 0:
+            raise UserError(f"observation_noise = {self.observation_noise}: it must be at least 0")
         if self.action_dim < 1:
             raise UserError(f"action_dim = {self.action_dim}: it must be at least 1")
         if self.objective == "unrolled" and self.form == "residual":

@@ -77,7 +77,7 @@ _TOOL_HANG = BenchTask("robosuite/ToolHang", (200,), 960.0, (0, 1, 2), 50, _name
 # The half of it that fails, short enough to be trained on a CPU for as long as on a GPU the whole.
 _FRAME = BenchTask(
     "robosuite/ToolHangFrame", (100,), 3600.0, (0, 1, 2), 100,
-    tuple(name for name in _named() if name != "ibc"), shares=(1.0, 0.25),
+    tuple(name for name in _named() if name != "ibc"), shares=(1.0, 0.25, 0.0625),
 )  # fmt: skip
 _WHOLE = {slug: replace(task, shares=(1.0,)) for slug, task in _TASKS.items()}
 _SLOW = "ibc"  # and hardly learns these tasks: one training of each, undisturbed

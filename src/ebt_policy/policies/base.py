@@ -256,10 +256,12 @@ class Policy(nn.Module):
                 there = normalised.get(presence(name), torch.ones_like(normalised[name][..., :1]))
                 normalised[presence(name)] = there * kept
             is_text = self.config.streams[name].kind == "text"
-            if self.training and is_text and isinstance(normaliser, Normaliser):
-                # The same at all steps of a window; none where no sentence differs.
+            largest = self.config.sentence_noise if is_text else self.config.observation_noise
+            if self.training and largest and isinstance(normaliser, Normaliser):
+                # The same at all steps of a window; none where the demonstrations do not differ.
                 noise = normaliser.moves * torch.randn_like(normalised[name][:, :1])
-                normalised[name] = normalised[name] + self.config.sentence_noise * noise
+                size = largest if is_text else largest * torch.rand_like(noise[..., :1])
+                normalised[name] = normalised[name] + size * noise
         return normalised
 
     def named_normalisers(self) -> list[tuple[str, Normaliser | ImageNormaliser]]:
