@@ -403,9 +403,10 @@ def _expert_claims(found: Found) -> list[list[str]]:
 def _success(found: Found) -> str:
     results = found.studies["tasks"]
     rows = []
+    names = {slug: name for slug, name in NAMES.items() if results.most(slug)}
     for method, act in _acts("tasks", results):
         cells = []
-        for slug in NAMES:
+        for slug in names:
             group = results.get(slug, method, act)
             cells += (
                 ["", ""]
@@ -414,7 +415,7 @@ def _success(found: Found) -> str:
             )
         steps = [g.mean("descent_steps_mean") for g in _groups(results, method, act)]
         rows.append([method, act, f"{np.mean(steps):.1f}", *cells])
-    head = [part for name in NAMES.values() for part in (f"{name} [95%]", "seeds × starts")]
+    head = [part for name in names.values() for part in (f"{name} [95%]", "seeds × starts")]
     return markdown(["method", "acts by", "steps", *head], rows)
 
 
