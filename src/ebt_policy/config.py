@@ -439,10 +439,10 @@ class PolicyConfig:
             half the range that the demonstrations' sentences have in each dimension: what is
             learned is a neighbourhood of every sentence instead of the sentence alone, and
             paraphrases lie there.
-        observation_noise: largest standard deviation, in half ranges of the demonstrations, of
-            normal noise on observed numbers in training: each stream of each window gets a size of
-            its own, and all its steps the same draw, so that speeds stay. What tells one
-            demonstration from another, and lets a network learn them by heart, drowns in it.
+        observation_noise: of normal noise on observed numbers in training, the largest standard
+            deviation, in half ranges of the demonstrations: each stream of each window gets one
+            drawn from U(0, this), and all its steps the same noise, so that speeds stay. It is
+            meant to hide what tells demonstrations apart, so that they are not learned by heart.
     """
 
     policy: PolicyName

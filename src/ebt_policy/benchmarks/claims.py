@@ -156,7 +156,10 @@ def _claims(found: Found) -> str:
     pairs = [
         ("PushT", found.objectives, "pusht", "scores", "bench objectives --only 'pusht/*'"),
         *(
-            (name, found.studies["tasks"], slug, "successes", f"bench tasks --only '{slug}/200/*'")
+            (
+                name, found.studies["tasks"], slug, "successes",
+                f"bench tasks --only '{slug}/{found.studies['tasks'].most(slug)}/*'",
+            )
             for slug, name in NAMES.items()
         ),
         *(

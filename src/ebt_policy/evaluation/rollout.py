@@ -410,6 +410,8 @@ def _of_policy(policy: Policy, rollout: Rollout) -> dict[str, Any]:
         settings[policy.acting] = dataclasses.asdict(getattr(config, policy.acting))
     if is_energy:
         settings = {"objective": config.objective, "form": config.form, **settings}
+    if config.observation_noise:
+        settings["observation_noise"] = config.observation_noise
     rate = {} if policy.alarm is None else {"alarm_rate": policy.alarm.rate}
     return rate | {
         "task": rollout.task,

@@ -226,9 +226,10 @@ class Policy(nn.Module):
     def normalise_observation(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raw streams (b, To, *shape) to what the network is given, in [-1, 1] on demonstrations.
 
-        A sentence is raw as its vector; :meth:`raw_windows` takes text. In training mode pictures
-        and sentences are changed a little (``vision``, ``sentence_noise``), and streams are said
-        to be absent where they are dropped (``StreamConfig.dropout``).
+        A sentence is raw as its vector; :meth:`raw_windows` takes text. In training mode pictures,
+        sentences and, where asked for, numbers are changed a little (``vision``,
+        ``sentence_noise``, ``observation_noise``), and streams are said to be absent where they are
+        dropped (``StreamConfig.dropout``).
 
         Returns:
             Features (b, To, features) of numbers, pictures (b, To, 3, h, w) of images; a camera's
