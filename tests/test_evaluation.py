@@ -190,6 +190,18 @@ def test_video_that_cannot_be_written_is_reported(
     assert list(tmp_path.iterdir()) == [kept]
 
 
+def test_a_result_says_that_training_was_noisy(runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["ebt"], tmp_path / "noisy")
+    config = tmp_path / "noisy" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"observation_noise": 0.05}))
+    plain, noisy = (
+        evaluate(Rollout(str(run), TASK), 1, 500, progress=False)["settings"]
+        for run in (runs["ebt"], tmp_path / "noisy")
+    )
+    assert noisy == plain | {"observation_noise": 0.05}
+    assert "observation_noise" not in plain
+
+
 def test_report_tells_runs_of_one_policy_apart(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
