@@ -26,6 +26,7 @@ from ebt_policy.policies.export import check_exportable
 from ebt_policy.serving.episode import Episode
 from ebt_policy.windows.arrays import load_arrays, map_arrays, store_arrays
 from ebt_policy.windows.batch import presence
+from ebt_policy.windows.normaliser import Normaliser
 from ebt_policy.windows.sentences import HASHED
 from ebt_policy.windows.windows import Windows, choose_streams
 
@@ -179,6 +180,7 @@ def test_numbers_are_noisy_in_training_alone() -> None:
     made = policy(observation_noise=0.1)
     given = {name: torch.from_numpy(values) for name, values in observations(4000).items()}
     normaliser = dict(made.named_normalisers())["state"]
+    assert isinstance(normaliser, Normaliser)
     normaliser.moves[0] = 0  # as of a dimension that is constant in the demonstrations
     acting = made.eval().normalise_observation(given)
     before = torch.get_rng_state()
