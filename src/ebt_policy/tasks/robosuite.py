@@ -138,13 +138,13 @@ class _Aim:
         """Take note of one more control step."""
         if self.facts:
             return
-        off, held = rod_from_mouth(observation), frame_in_hand(observation)
+        off = rod_from_mouth(observation)
         if off[2] > _DOWN:
             self.is_over = bool(np.linalg.norm(off[:2]) < _OVER)
         elif self.is_over:
             self.facts = {
                 "aim_mm": [round(1e3 * float(x), 2) for x in off[:2]],
-                "grasp_mm": [round(1e3 * float(x), 2) for x in held],
+                "grasp_mm": [round(1e3 * float(x), 2) for x in frame_in_hand(observation)],
             }
 
 

@@ -94,8 +94,9 @@ def _shortened(vector: np.ndarray, length: float) -> np.ndarray:
     return vector * min(1.0, length / max(float(np.linalg.norm(vector)), 1e-9))
 
 
-def _pose(numbers: np.ndarray) -> Pose:
-    """Of position and quaternion (7,)."""
+def _object_pose(observation: Observation, first: int) -> Pose:
+    """The pose that begins at an element of the object stream."""
+    numbers = observation["object"][first : first + 7].astype(np.float64)
     return Pose(numbers[:3], numbers[3:])
 
 
@@ -129,7 +130,7 @@ class Hand:
 
     def object_pose(self, first: int) -> Pose:
         """The pose that begins at an element of the object stream."""
-        return _pose(self.seen["object"][first : first + 7].astype(np.float64))
+        return _object_pose(self.seen, first)
 
     def action(self, target: Pose, grip: float, speed: float = 1.0) -> np.ndarray:
         """One step (7,) towards a pose."""
@@ -509,15 +510,13 @@ _FACING = {1: (0.0,), 2: (np.pi / 2, -np.pi / 2)}
 
 def rod_from_mouth(observation: Observation) -> np.ndarray:
     """From the mouth of ToolHang's hole to the tip of the frame's rod (3,), in m, in the world."""
-    objects = observation["object"].astype(np.float64)
-    base, frame = (_pose(objects[first : first + 7]) for first in (_BASE, _FRAME))
+    base, frame = (_object_pose(observation, first) for first in (_BASE, _FRAME))
     return frame.at(_TIP) - base.at(_MOUTH)
 
 
 def frame_in_hand(observation: Observation) -> np.ndarray:
     """From the hand to the corner of ToolHang's frame (3,), in m, in the world."""
-    corner = observation["object"][_FRAME : _FRAME + 3]
-    return (corner - observation["robot0_eef_pos"]).astype(np.float64)
+    return _object_pose(observation, _FRAME).position - observation["robot0_eef_pos"]
 
 
 def make_expert(task: str, arms: int, seed: int) -> Expert:
