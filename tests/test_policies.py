@@ -144,6 +144,18 @@ def test_samplers_of_the_diffusion_policy() -> None:
     assert steps == {("ddpm", 100): [100] * 2, ("ddim", 10): [10] * 2, ("ddim", 2): [2] * 2}
 
 
+def test_mean_of_samples_of_the_diffusion_policy() -> None:
+    made = policy(policy="diffusion")
+    seen = observations(2)
+    settings = DiffusionConfig(ddim_steps=3)
+    found = made.with_sampling(replace(settings, samples=4)).predict_chunk(seen, generators(2))
+    assert found.evaluations.tolist() == [3, 3]
+    one, draws = made.with_sampling(settings), generators(2)
+    plans = [one.predict_chunk(seen, draws).plan for _ in range(4)]  # from the same draws
+    assert np.ptp(plans, 0).max() > 1
+    assert np.allclose(found.plan, np.mean(plans, 0), atol=1e-3)
+
+
 def test_flow_takes_as_many_euler_steps_as_it_is_told() -> None:
     made = policy(policy="flow")
     seen = observations(2)

@@ -361,14 +361,24 @@ DESCENT_DEFAULTS: dict[ObjectiveName, DescentConfig] = {
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Diffusion Policy: squared-cosine schedule, noise prediction (Chi et al. 2023)."""
+    """Diffusion Policy: squared-cosine schedule, noise prediction (Chi et al. 2023).
+
+    Attributes:
+        training_steps: noise levels in training, and steps of ``ddpm``.
+        sampler: how a chunk is drawn.
+        ddim_steps: of ``ddim``.
+        samples: chunks drawn at once under an observation; their mean is executed. It is far
+            more precise than one of them where there is one way to act, and is what nobody
+            demonstrated where there are several.
+    """
 
     training_steps: int = 100
     sampler: Literal["ddpm", "ddim"] = "ddim"
     ddim_steps: int = 10
+    samples: int = 1
 
     def __post_init__(self) -> None:
-        _check(self, "training_steps ddim_steps", least=1)
+        _check(self, "training_steps ddim_steps samples", least=1)
         if self.ddim_steps > self.training_steps:
             raise UserError(
                 f"diffusion.ddim_steps = {self.ddim_steps}: at most training_steps = "

@@ -47,10 +47,12 @@ from ebt_policy.shapes import Float
 THEIRS = {  # method and way of acting, and what the claims call it
     ("diffusion", "DDIM-10"): "DDIM-10",
     ("diffusion", "DDPM-100"): "DDPM-100",
+    ("diffusion", "DDIM-10, mean of 16"): "the mean of 16 by DDIM-10",
     ("mip", "2 evaluations"): "MIP",
     ("regression", "1 evaluation"): "regression",
 }
-_FILES_OF_THEIRS = ("diffusion", "diffusion-ddpm", "mip", "regression")  # as single evaluations end
+# As single evaluations end.
+_FILES_OF_THEIRS = ("diffusion", "diffusion-ddpm", "diffusion-mean-of-16", "mip", "regression")
 NAMES = {
     "robosuite-Lift": "Lift",
     "robosuite-PickPlaceCan": "Can",

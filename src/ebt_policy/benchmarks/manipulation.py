@@ -2,8 +2,8 @@
 
 Recovery, shift and compute look at the policies that the first study has trained; scale and
 embodiments train their own. The ways of acting that are compared: two descent steps and steps
-until they no longer move the chunk, against a Diffusion Policy's ten and hundred, two-step and
-one-step regression, and implicit behavioural cloning.
+until they no longer move the chunk, against a Diffusion Policy's ten and hundred and the mean of
+sixteen of its samples, two-step and one-step regression, and implicit behavioural cloning.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _ACTS = {
     "diffusion": (
         Act("DDIM-10", ("diffusion.ddim_steps=10",), core=True),
         Act("DDPM-100", ("diffusion.sampler=ddpm",)),
+        Act("DDIM-10, mean of 16", ("diffusion.ddim_steps=10", "diffusion.samples=16")),
     ),
     "mip": (Act("2 evaluations", core=True),),
     "regression": (Act("1 evaluation", core=True),),

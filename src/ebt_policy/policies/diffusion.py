@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace
-from ebt_policy.energy.transformer import Network
+from ebt_policy.energy.transformer import Network, repeat_memory
 from ebt_policy.policies.base import Draws, Policy, draw
 from ebt_policy.shapes import Float
 
@@ -75,16 +75,21 @@ class DiffusionPolicy(Policy):
         settings = self.config.diffusion
         memory = self.network.remember(observation)
         batch, device = len(memory[0][0]), memory[0][0].device
-        shape = (self.config.windows.horizon, self.config.action_dim)
-        chunk = draw(shape, batch, generators, device)
+        shape = (settings.samples, self.config.windows.horizon, self.config.action_dim)
+        chunk = draw(shape, batch, generators, device).flatten(0, 1)
+        if settings.samples > 1:
+            memory = repeat_memory(memory, settings.samples)
         schedule = self._schedule(settings.sampler)
         steps = settings.training_steps if settings.sampler == "ddpm" else settings.ddim_steps
         schedule.set_timesteps(steps)
         # diffusers draws each sample's noise from its own generator when given a list.
         assert not isinstance(generators, Draws)
-        own = None if generators is None else list(generators)
+        own = None
+        if generators is not None:
+            own = [generator for generator in generators for _ in range(settings.samples)]
         for time in schedule.timesteps:
-            times = time.to(device).expand(batch)
+            times = time.to(device).expand(len(chunk))
             predicted = self.network(chunk, memory, self._level(times))
             chunk = schedule.step(predicted, time, chunk, generator=own).prev_sample
+        chunk = chunk.unflatten(0, (batch, settings.samples)).mean(1)
         return chunk, torch.full((batch,), steps), None
