@@ -312,6 +312,7 @@ def test_experts_and_single_evaluations_are_claims_of_their_own(tmp_path: Path) 
     for name, scores in (
         ("ebt", [1.0] * 40 + [0.0] * 10), ("diffusion", [1.0] * 50), ("ebt-5-steps", [1.0] * 50),
         ("diffusion-ddpm", [0.0] * 50), ("mip", [0.0] * 50), ("regression", [1.0] * 50),
+        ("diffusion-mean-of-16", [1.0] * 50),
     ):  # fmt: skip
         records = [{"score": score} for score in scores]
         result = {"task": "robosuite/ToolHang", "seeds": list(range(50)), "records": records}
@@ -334,6 +335,9 @@ def test_experts_and_single_evaluations_are_claims_of_their_own(tmp_path: Path) 
         "below DDPM-100: Tool Hang trained on a GPU | `eval … --json "
         "results/gpu-tool-hang-ebt.json` | +0.800 [+0.680, +0.900], 1 × 50 "
         "| holds, of one training seed |",
+        "below the mean of 16 by DDIM-10: Tool Hang trained on a GPU | `eval … --json "
+        "results/gpu-tool-hang-ebt.json` | -0.200 [-0.320, -0.100], 1 × 50 "
+        "| does not hold, of one training seed |",
         "below MIP: Tool Hang trained on a GPU | `eval … --json "
         "results/gpu-tool-hang-ebt.json` | +0.800 [+0.680, +0.900], 1 × 50 "
         "| holds, of one training seed |",
@@ -342,7 +346,7 @@ def test_experts_and_single_evaluations_are_claims_of_their_own(tmp_path: Path) 
         "| does not hold, of one training seed |",
     ):
         assert row in text
-    assert text.count("trained on a GPU") == 5
+    assert text.count("trained on a GPU") == 6
     (tmp_path / "gpu-tool-hang-diffusion.json").write_text(json.dumps(result | {"seeds": [7]}))
     with pytest.raises(UserError, match="other starts"):
         render_claims(page, tmp_path)

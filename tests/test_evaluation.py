@@ -325,9 +325,10 @@ def test_every_policy_has_a_name_and_a_colour_in_reports() -> None:
     assert set(figures.NAMES) == set(figures.COLOURS) == set(POLICIES)
     result = {
         "sampler": "ddim", "descent_steps_mean": 2.0,
-        "settings": {"descent": {"starts": 8, "steps": 2}},
+        "settings": {"descent": {"starts": 8, "steps": 2}, "diffusion": {"samples": 16}},
     }  # fmt: skip
     labels = {name: figures.label(result | {"policy": name}) for name in POLICIES}
     assert labels["ebt"] == "EBT-Policy, 2 steps, 8 starts"
     assert labels["flow"] == "Flow matching, Euler-2"
+    assert labels["diffusion"] == "Diffusion Policy, DDIM-2, mean of 16"
     assert len(set(labels.values())) == len(POLICIES)
