@@ -216,7 +216,7 @@ def test_budget_on_a_cpu_is_cpu_time_and_leaves_out_what_is_not_training(
     one_step = Trainer.one_step
     monkeypatch.setattr(Trainer, "_validate", busy)
     monkeypatch.setattr(Trainer, "one_step", asleep)
-    config = replace(STEPS, steps=None, budget_seconds=0.5)
+    config = replace(STEPS, steps=None, budget_seconds=0.5, checkpoint_seconds=0.05)
     began, cpu_began = time.perf_counter(), time.process_time()
     run_training(hdf5, tmp_path / "run", config, policy=replace(POLICY, policy="regression"))
     summary = read_summary(tmp_path / "run")
