@@ -19,8 +19,8 @@ from ebt_policy.errors import UserError
 
 PolicyName = Literal["ebt", "diffusion", "flow", "mip", "regression", "ibc"]
 EnergyForm = Literal["residual", "scalar"]
-ObjectiveName = Literal["basin", "equilibrium", "unrolled"]
-StepRule = Literal["fixed", "energy"]
+ObjectiveName = Literal["basin", "annealed", "equilibrium", "unrolled"]
+StepRule = Literal["fixed", "energy", "annealed"]
 StartName = Literal["proposal", "noise"]
 StreamKind = Literal["numbers", "image", "text"]
 ImageEncoderName = Literal["conv", "resnet18", "pretrained"]
@@ -266,6 +266,20 @@ class BasinConfig:
 
 
 @dataclass(frozen=True)
+class AnnealedConfig:
+    """Annealed energy: see :mod:`ebt_policy.objectives.annealed`.
+
+    Attributes:
+        least_noise: standard deviation below which errors weigh no more.
+    """
+
+    least_noise: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check(self, "least_noise", above=0)
+
+
+@dataclass(frozen=True)
 class EquilibriumConfig:
     """Equilibrium matching: see :mod:`ebt_policy.objectives.equilibrium`."""
 
@@ -301,14 +315,18 @@ class DescentConfig:
         steps: hard limit on steps one after the other; the proposal, where that is the start, is
             the first of them.
         max_ms: hard limit on milliseconds, checked between steps; ``None`` is no limit.
-        rule: ``fixed`` steps by ``step_size``; ``energy`` by ``step_size * exp(E / size)``.
+        rule: ``fixed`` steps by ``step_size``; ``energy`` by ``step_size * exp(E / size)``;
+            ``annealed`` leads an annealed energy through ``steps`` levels.
         step_size: the step for a gradient of an energy that is summed over the chunk.
         momentum: Nesterov momentum.
         noise: standard deviation of the smooth noise added before every gradient step.
         tolerance: a step that moves a sample by less than this (root mean square) is its last.
         start: ``proposal`` is a minimum of the far landscape (see ``EnergyModel.proposals``),
             ``noise`` is N(0, I).
-        starts: number of starts; the one with the lowest final energy is returned.
+        starts: number of starts.
+        pick: of several starts the one with the ``lowest`` final energy is returned, or their
+            ``mean``, which is more precise where there is one way to act, and what nobody
+            demonstrated where there are several.
         warm_start: begin from what the previous chunk planned for the same control steps.
         smoothness: weight of the squared third differences of the chunk, the actions that are
             decided before it among them, beside the energy; the energy's curvature is about 1.
@@ -324,6 +342,7 @@ class DescentConfig:
     tolerance: float = 0.0
     start: StartName = "proposal"
     starts: int = 1
+    pick: Literal["lowest", "mean"] = "lowest"
     warm_start: bool = False
     smoothness: float = 0.0
     normalise: bool = False
@@ -332,6 +351,16 @@ class DescentConfig:
         _check(self, "steps starts", least=1)
         _check(self, "max_ms step_size", above=0)
         _check(self, "momentum noise tolerance smoothness", least=0)
+        if self.rule == "annealed":
+            plain = DescentConfig(noise=0.0, start="noise")
+            for name in ("max_ms", "momentum", "noise", "tolerance", "start", "warm_start",
+                         "smoothness", "normalise"):  # fmt: skip
+                value, needed = getattr(self, name), getattr(plain, name)
+                if value != needed:
+                    raise UserError(
+                        f"descent.{name} = {value}: rule = annealed goes from noise through all "
+                        f"of its levels; --set descent.{name}={json.dumps(needed)}"
+                    )
         alike = self.start == "proposal" and (self.noise == 0 or self.steps == 1)
         if self.starts > 1 and (alike or (self.warm_start and self.noise == 0)):
             raise UserError(
@@ -344,11 +373,13 @@ class DescentConfig:
 # The form and the descent that belong to each objective's landscape.
 FORM_DEFAULTS: dict[ObjectiveName, EnergyForm] = {
     "basin": "residual",
+    "annealed": "residual",
     "equilibrium": "scalar",
     "unrolled": "scalar",
 }
 DESCENT_DEFAULTS: dict[ObjectiveName, DescentConfig] = {
     "basin": DescentConfig(),
+    "annealed": DescentConfig(rule="annealed", noise=0.0, start="noise"),
     "equilibrium": DescentConfig(
         steps=10, step_size=0.05, momentum=0.5, noise=0.0, start="noise"
     ),
@@ -467,6 +498,7 @@ class PolicyConfig:
     form: EnergyForm = "residual"
     objective: ObjectiveName = "basin"
     basin: BasinConfig = field(default_factory=BasinConfig)
+    annealed: AnnealedConfig = field(default_factory=AnnealedConfig)
     equilibrium: EquilibriumConfig = field(default_factory=EquilibriumConfig)
     unrolled: UnrolledConfig = field(default_factory=UnrolledConfig)
     descent: DescentConfig = field(default_factory=DescentConfig)
@@ -525,6 +557,15 @@ class PolicyConfig:
             raise UserError(
                 "form = residual diverges under objective = unrolled (its energy is never below "
                 "0, so every step exp(E / size) is above the bowl's curvature); use form=scalar"
+            )
+        if self.policy == "ebt" and self.objective == "annealed" and self.form != "residual":
+            raise UserError(f"form = {self.form}: objective = annealed has none but residual")
+        if self.policy == "ebt" and (self.objective == "annealed") != (
+            self.descent.rule == "annealed"
+        ):
+            raise UserError(
+                f"descent.rule = {self.descent.rule}: the rule annealed belongs to the objective "
+                f"annealed, and the other rules to the others; objective = {self.objective}"
             )
         if self.policy == "ebt" and self.objective != "basin" and self.descent.start == "proposal":
             raise UserError(

@@ -5,6 +5,10 @@
     v_{k+1} = m v_k - s_k g_k                   (s_k = step, or step * exp(E / size))
     y_{k+1} = z_k + v_{k+1}                     (jump)
 
+An annealed energy has a landscape for every level; the rule ``annealed`` takes its K steps at the
+levels 0, 1/K, ... (K - 1)/K, of sizes 1/K, 1/(K - 1), ... 1, see
+:mod:`ebt_policy.objectives.annealed`.
+
 With noise of one size at every step the iterates are a walk through the chunks that suit the
 observation, each followed by a jump to the bottom (Saremi & Hyvarinen 2019, arXiv 1903.02334):
 any number of steps gives a sample, where a plain descent would end in the most frequent chunk.
@@ -22,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ebt_policy.config import DescentConfig
-from ebt_policy.energy.model import Energy, energy_and_gradient
+from ebt_policy.energy.model import Energy, GivenEnergy, energy_and_gradient
 from ebt_policy.shapes import Bool, Float, Int
 
 # exp(E / size) is the released step rule; beyond this exponent a step would only overflow.
@@ -139,10 +143,14 @@ def descend(
         The last iterates and the trace.
 
     Raises:
-        ValueError: noise is asked for and ``noise`` is missing.
+        ValueError: noise is asked for and ``noise`` is missing, or the rule is ``annealed`` and
+            the energy has no levels.
     """
     if config.noise > 0 and noise is None and config.steps > taken:
         raise ValueError("config.noise > 0 needs the noise argument: one draw for each step")
+    is_annealed = config.rule == "annealed"
+    if is_annealed and not isinstance(energy, GivenEnergy):
+        raise ValueError("config.rule = annealed needs the energy of a model, with its levels")
     began = time.perf_counter()
     with torch.inference_mode(False), torch.no_grad():
         y = start.detach().clone()
@@ -156,16 +164,20 @@ def descend(
                 walk = noise[k - taken] if free is None else noise[k - taken] * free
                 point = point + config.noise * walk
             ahead = point + config.momentum * velocity
-            value, gradient = energy_and_gradient(energy, ahead)
+            here = energy
+            if is_annealed and isinstance(energy, GivenEnergy):
+                here = energy.at(torch.full_like(y[:, 0, 0], k / config.steps))
+            value, gradient = energy_and_gradient(here, ahead)
             if smoothness is not None:
                 gradient = smoothness.step(gradient, ahead)
             if free is not None:
                 gradient = gradient * free
             energies.append(value)
             norms.append(rms(gradient))
-            velocity = config.momentum * velocity - step_size(value, y[0].numel(), config) * (
-                gradient
-            )
+            size = step_size(value, y[0].numel(), config)
+            if is_annealed:
+                size = size / (config.steps - k)
+            velocity = config.momentum * velocity - size * gradient
             moved = point + velocity
             y = select(active, moved, y)
             steps = steps + active
@@ -200,4 +212,30 @@ def best_of(
         trace.gradient_norm[rows],
         trace.steps[rows],
         [iterate[rows] for iterate in trace.path],
+    )
+
+
+def mean_of(
+    actions: Float[Tensor, "bn t a"], trace: Trace, starts: int, energy: Energy
+) -> tuple[Float[Tensor, "b t a"], Trace]:
+    """The mean of each sample's ``starts`` consecutive rows, and of what is in their trace.
+
+    Args:
+        actions: of all starts.
+        trace: of all starts.
+        starts: of each sample.
+        energy: of one chunk for each sample: the final energy is that of the mean.
+    """
+
+    def mean(rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (-1, starts)).mean(1)
+
+    middle = mean(actions)
+    with torch.inference_mode(False), torch.no_grad():
+        final = energy(middle)[:, None]
+    return middle, Trace(
+        torch.cat([mean(trace.energy)[:, :-1], final], 1),
+        mean(trace.gradient_norm),
+        trace.steps.unflatten(0, (-1, starts)).amax(1),
+        [mean(iterate) for iterate in trace.path],
     )

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ebt_policy.benchmarks.objectives import ADAPTIVE, METHODS
+from ebt_policy.benchmarks.objectives import ADAPTIVE, MEAN, METHODS
 from ebt_policy.benchmarks.study import Act, BenchTask, Method, Study
 
 TWO_STEPS = Act("2 steps", ("descent.steps=2",), core=True)
 ONE_STEP = Act("1 step", ("descent.steps=1",))
 _ACTS = {
     "basin": (TWO_STEPS, ONE_STEP, ADAPTIVE),
+    "annealed": (TWO_STEPS, Act("3 steps", ("descent.steps=3",)), MEAN),
     "diffusion": (
         Act("DDIM-10", ("diffusion.ddim_steps=10",), core=True),
         Act("DDPM-100", ("diffusion.sampler=ddpm",)),
         Act("DDIM-10, mean of 16", ("diffusion.ddim_steps=10", "diffusion.samples=16")),
     ),
+    "flow": METHODS["flow"].acts,
     "mip": (Act("2 evaluations", core=True),),
     "regression": (Act("1 evaluation", core=True),),
     "ibc": (Act("Langevin", ("ibc.iterations=20",), core=True),),
@@ -188,10 +190,7 @@ _SCALED = tuple(
     )
     for preset in PRESETS_COMPARED
 )  # fmt: skip
-_CORE = {
-    name: replace(method, acts=_core(method))
-    for name, method in (_FELT | {"flow": METHODS["flow"]}).items()
-}
+_CORE = {name: replace(method, acts=_core(method)) for name, method in _FELT.items()}
 SCALE = Study(
     "scale",
     {task.slug: task for task in _SCALED},

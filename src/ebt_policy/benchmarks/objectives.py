@@ -15,6 +15,8 @@ def _steps(*counts: int, core: tuple[int, ...] = ()) -> tuple[Act, ...]:
 ADAPTIVE = Act("adaptive", ("descent.steps=20", "descent.tolerance=0.04"))
 _QUALITY = Act(QUALITY)
 SEVERAL = Act("2 steps, 8 starts", ("descent.steps=2", "descent.starts=8"))
+MEAN = Act("2 steps, mean of 16 starts", ("descent.steps=2", "descent.starts=16",
+                                          "descent.pick=mean"))  # fmt: skip
 METHODS = {
     method.name: method
     for method in (
@@ -25,6 +27,8 @@ METHODS = {
         )),
         Method("one-way", "ebt", (*_steps(1, 2, 20), SEVERAL, _QUALITY), ("basin.ways=1",)),
         Method("scalar", "ebt", (*_steps(1, 2, 20), SEVERAL, _QUALITY), ("form=scalar",)),
+        Method("annealed", "ebt", (*_steps(1, 2, 3, 10, core=(2,)), MEAN, _QUALITY),
+               objective="annealed", batch_size=128),
         Method("equilibrium", "ebt", (*_steps(2, 10, 50), _QUALITY), objective="equilibrium"),
         Method("unrolled", "ebt", (*_steps(2), Act("21 steps"), _QUALITY), objective="unrolled",
                compile=False),

@@ -8,7 +8,15 @@ Let f(o, a) be the action transformer's output, one vector per action. Two forms
 where b is one more output per action: without it every fixed point of f would have the energy 0,
 and the energy could not tell a demonstrated way from a spurious one.
 
-Both are *summed* over the chunk, so that the gradient with respect to the chunk has the scale
+Under the objective ``annealed`` there is one such landscape for every level t from 0, where a chunk
+is nothing but noise, to 1, where it is as demonstrated; f and b are told t, and
+
+    E_t(o, x) = 1/2 ||x||^2 - <x, f> + t (1/2 ||f||^2 + sum over t of b)      (``residual``)
+
+which is the second form at t = 1. Its gradient is x - f - J'(x - t f) + t db/dx: at any level a
+unit step leads to f, up to what the landscape's curvature adds.
+
+All are *summed* over the chunk, so that the gradient with respect to the chunk has the scale
 of an action whatever the chunk's length. The released code takes the mean instead and makes up
 for it with a step of about T * A.
 """
@@ -68,10 +76,11 @@ class EnergyModel(nn.Module):
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.form: EnergyForm = config.form
+        self.is_annealed = config.policy == "ebt" and config.objective == "annealed"
         self.dropout = config.network.attention_dropout
         has_ways = config.policy == "ebt" and config.objective == "basin"
         self.network = Network(
-            config, levels=False, extra_outputs=int(config.form == "residual"),
+            config, levels=self.is_annealed, extra_outputs=int(config.form == "residual"),
             empty=has_ways,
         )  # fmt: skip
         self.ways = Ways(config) if has_ways else None
@@ -80,20 +89,46 @@ class EnergyModel(nn.Module):
         """Encode an observation once; the result serves any number of energy evaluations."""
         return self.network.remember(observation)
 
-    def forward(self, actions: Float[Tensor, "b t a"], memory: Memory) -> Float[Tensor, b]:
-        """Energies of normalised chunks; sample i depends on chunk i and memory i alone."""
-        return self._energy(actions, self.network(actions, memory))
+    def forward(
+        self,
+        actions: Float[Tensor, "b t a"],
+        memory: Memory,
+        level: Float[Tensor, b] | None = None,
+    ) -> Float[Tensor, b]:
+        """Energies of normalised chunks; sample i depends on chunk i and memory i alone.
+
+        Args:
+            actions: the chunks.
+            memory: of the observations.
+            level: t of an annealed energy, 1 if it is not given; the other energies have none.
+        """
+        level = self._level(actions, level)
+        return self._energy(actions, self.network(actions, memory, level), level)
+
+    def _level(
+        self, actions: Float[Tensor, "b t a"], level: Float[Tensor, b] | None
+    ) -> Float[Tensor, b] | None:
+        return actions.new_ones(len(actions)) if self.is_annealed and level is None else level
 
     def _energy(
-        self, actions: Float[Tensor, "b t a"], outputs: Float[Tensor, "b t o"]
+        self,
+        actions: Float[Tensor, "b t a"],
+        outputs: Float[Tensor, "b t o"],
+        level: Float[Tensor, b] | None,
     ) -> Float[Tensor, b]:
         if self.form == "scalar":
             return outputs.sum((1, 2))
         landing, offset = outputs[..., :-1], outputs[..., -1]
-        return 0.5 * (actions - landing).square().sum((1, 2)) + offset.sum(1)
+        if level is None:
+            return 0.5 * (actions - landing).square().sum((1, 2)) + offset.sum(1)
+        own = 0.5 * landing.square().sum((1, 2)) + offset.sum(1)
+        return (actions * (0.5 * actions - landing)).sum((1, 2)) + level * own
 
     def value_and_gradient(
-        self, actions: Float[Tensor, "b t a"], memory: Memory
+        self,
+        actions: Float[Tensor, "b t a"],
+        memory: Memory,
+        level: Float[Tensor, b] | None = None,
     ) -> tuple[Float[Tensor, b], Float[Tensor, "b t a"]]:
         """E and dE/da by the layers' own pullbacks, as autograd's to rounding.
 
@@ -101,13 +136,15 @@ class EnergyModel(nn.Module):
         under ``torch.no_grad`` no graph is kept. Not with dropout or autocast.
         """
         transformer, tape = self.network.transformer, Tape()
-        outputs = transformer(actions, memory, tape=tape)
-        values = self._energy(actions, outputs)
+        level = self._level(actions, level)
+        outputs = transformer(actions, memory, level, tape)
+        values = self._energy(actions, outputs, level)
         if self.form == "scalar":
             return values, transformer.pullback(torch.ones_like(outputs), tape)
-        apart = actions - outputs[..., :-1]
-        slopes = torch.cat([-apart, torch.ones_like(outputs[..., -1:])], -1)
-        return values, apart + transformer.pullback(slopes, tape)
+        landing, offset = outputs[..., :-1], torch.ones_like(outputs[..., -1:])
+        share = offset if level is None else offset * level[:, None, None]
+        slopes = torch.cat([share * landing - actions, share], -1)
+        return values, actions - landing + transformer.pullback(slopes, tape)
 
     def proposals(
         self, memory: Memory, prefix: Prefix | None = None
@@ -138,9 +175,14 @@ class GivenEnergy:
 
     model: EnergyModel
     memory: Memory
+    level: Float[Tensor, b] | None = None
 
     def __call__(self, actions: Float[Tensor, "b t a"]) -> Float[Tensor, b]:
-        return self.model(actions, self.memory)
+        return self.model(actions, self.memory, self.level)
+
+    def at(self, level: Float[Tensor, b]) -> GivenEnergy:
+        """An annealed energy's landscape at a level."""
+        return GivenEnergy(self.model, self.memory, level)
 
     @property
     def has_pullback(self) -> bool:
@@ -194,10 +236,14 @@ def energy_and_gradient(
     given = energy if isinstance(energy, GivenEnergy) else None
     # To train eagerly, autograd's own is the quicker.
     if given is not None and given.has_pullback and (compiling or not keep):
-        return given.model.value_and_gradient(actions.detach(), given.memory)
+        return given.model.value_and_gradient(actions.detach(), given.memory, given.level)
     if compiling:
         # The form of it that torch.compile can see through; torch 2.11 not through a GivenEnergy.
-        one = energy if given is None else partial(given.model, memory=given.memory)
+        one = (
+            energy
+            if given is None
+            else partial(given.model, memory=given.memory, level=given.level)
+        )
 
         def total(chunks: Tensor) -> tuple[Tensor, Tensor]:
             values = one(chunks)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ebt_policy.config import PolicyConfig
-from ebt_policy.descent import Smoothness, Trace, best_of, descend
+from ebt_policy.descent import Smoothness, Trace, best_of, descend, mean_of
 from ebt_policy.energy.model import EnergyModel, Prefix, is_alive
 from ebt_policy.energy.transformer import Memory
+from ebt_policy.objectives.annealed import annealed
 from ebt_policy.objectives.basin import basin, near
 from ebt_policy.objectives.equilibrium import equilibrium
 from ebt_policy.objectives.noise import smooth
@@ -52,6 +53,8 @@ class EnergyPolicy(Policy):
             free = None if prefix is None else prefix.free
             return basin(energy, *ways, actions, self.config.basin, free)
         energy = self.energy.given(memory)
+        if self.config.objective == "annealed":
+            return annealed(energy, actions, self.config.annealed)
         if self.config.objective == "equilibrium":
             return equilibrium(energy, actions, self.config.equilibrium)
         return unrolled(energy, actions, self.config.unrolled, self.config.descent)
@@ -86,7 +89,9 @@ class EnergyPolicy(Policy):
         free = None if prefix is None else prefix.repeated(settings.starts).free
         energy = self.energy.given(memory, settings.starts)
         actions, trace = descend(energy, start, settings, noise, keep_path, taken, free, smoothness)
-        if settings.starts > 1:
+        if settings.starts > 1 and settings.pick == "mean":
+            actions, trace = mean_of(actions, trace, settings.starts, self.energy.given(memory))
+        elif settings.starts > 1:
             actions, trace = best_of(actions, trace, settings.starts)
         return actions, trace.steps, trace
 
