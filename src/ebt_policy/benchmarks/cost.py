@@ -114,3 +114,20 @@ def measure_cost(
         },
         **provenance(),
     }  # fmt: skip
+
+
+def with_added(known: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """Costs and those of further methods, which were measured later beside the reference.
+
+    Times compare within one run only, so their ratio to the reference is what is taken over; which
+    run it is from stands with each of them.
+    """
+    reference = known["methods"][REFERENCE]["ms"]
+    run = {name: measured[name] for name in (*provenance(), "rounds")}
+    return known | {
+        "methods": known["methods"] | {
+            name: cost | {"ms": round(cost["ratio"] * reference, 2), "added": run}
+            for name, cost in measured["methods"].items()
+            if name != REFERENCE
+        }
+    }  # fmt: skip

@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, see :mod:`ebt_policy.cli.main`.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,8 @@ def add_bench(commands: Any) -> None:
     )  # fmt: skip
     cost.add_argument(
         "--methods", metavar="NAME,NAME", type=lambda text: text.split(","),
-        help="of these alone, diffusion among them; others cannot be added later (default: all; "
-        "ibc takes hours on a large network)",
+        help="of these alone, diffusion among them (default: all; ibc takes hours on a large "
+        "network); those that a file of costs lacks are added to it, by their ratio to diffusion",
     )  # fmt: skip
     cost.add_argument("--rounds", metavar="N", type=count, default=20, help="timed steps")
     cost.add_argument("--results", metavar="DIR", default="results/objectives")
@@ -303,18 +304,22 @@ def _bench_stability(options: argparse.Namespace) -> None:
 
 
 def _bench_cost(options: argparse.Namespace) -> None:
-    from ebt_policy.benchmarks.cost import measure_cost
+    from ebt_policy.benchmarks.cost import REFERENCE, measure_cost, with_added
 
     size = options.batch_size
     name = options.preset if size is None else f"{options.preset}-{size}"
     path = Path(options.results) / f"cost-{name}.json"
-    if size is None and path.exists():
-        raise UserError(
-            f"{path}: exists, and the trainings of the study are counted by it; remove it to "
-            "measure anew (their results will be stale), or give another --results"
-        )
+    known = json.loads(path.read_text()) if size is None and path.exists() else None
+    if known is not None:
+        again = [n for n in options.methods or known["methods"] if n in known["methods"]]
+        if again != [REFERENCE] or len(options.methods) == 1:
+            raise UserError(
+                f"{path}: exists, and the trainings of the study are counted by it; add what it "
+                f"lacks with --methods {REFERENCE},NAME, remove it to measure anew (their results "
+                "will be stale), or give another --results"
+            )
     measured = measure_cost(options.preset, size, options.rounds, options.methods)
-    _write_json(str(path), measured)
+    _write_json(str(path), measured if known is None else with_added(known, measured))
     for name, found in measured["methods"].items():
         print(f"{name:<12}{found['ms']:>9.1f} ms{found['ratio']:>8.2f} x diffusion")
 
