@@ -570,6 +570,13 @@ def test_cost_compares_every_method_with_diffusion_in_one_run(
     found = measure_cost("tiny", None, 1, ["flow", "diffusion"])
     assert set(found["methods"]) == {"flow", "diffusion"}
     assert found["methods"]["flow"]["batch_size"] == METHODS["flow"].batch_size == 128
+    known = measure_cost("tiny", None, 1, ["basin", "diffusion"])
+    added = cost.with_added(known, found)["methods"]
+    assert added["basin"] == known["methods"]["basin"]
+    assert added["diffusion"] == known["methods"]["diffusion"]
+    ratio = found["methods"]["flow"]["ratio"]
+    assert added["flow"]["ms"] == pytest.approx(ratio * known["methods"]["diffusion"]["ms"], 0.01)
+    assert added["flow"]["added"]["rounds"] == 1
     with pytest.raises(UserError, match="--methods flwo: expected some of basin, one-way, "):
         measure_cost("tiny", None, 1, ["diffusion", "flwo"])
     with pytest.raises(UserError, match="--methods basin,flow: diffusion is what others"):

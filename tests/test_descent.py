@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from conftest import config, generators, observations, policy
 from ebt_policy.config import BasinConfig, DescentConfig
-from ebt_policy.descent import Smoothness, Trace, best_of, descend
+from ebt_policy.descent import Smoothness, Trace, best_of, descend, mean_of
 from ebt_policy.errors import UserError
 from ebt_policy.objectives.unrolled import unrolled
 from ebt_policy.policies import EnergyPolicy
 from ebt_policy.policies.base import moved_on
 
+ANNEALED = DescentConfig(rule="annealed", noise=0.0, start="noise", steps=3, starts=2)
 SETTINGS = {
     "basin": DescentConfig(steps=3),
     "several starts": DescentConfig(steps=3, starts=4),
@@ -27,6 +29,8 @@ SETTINGS = {
         steps=4, rule="energy", momentum=0.9, start="noise", normalise=True, step_size=0.2
     ),
     "stopping": DescentConfig(steps=6, tolerance=0.1, step_size=0.3),
+    "annealed": ANNEALED,
+    "annealed, mean": replace(ANNEALED, pick="mean"),
 }
 
 
@@ -44,7 +48,8 @@ def test_one_unit_step_lands_in_a_bowl_of_curvature_one() -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_alone_or_in_a_batch_gives_the_same_actions(name: str) -> None:
-    made = policy(descent=SETTINGS[name])
+    objective = "annealed" if name.startswith("annealed") else "basin"
+    made = policy(objective=objective, descent=SETTINGS[name])
     seen = observations(5)
     together = made.predict_chunk(seen, generators(5))
     for i in range(5):
@@ -73,6 +78,27 @@ def test_best_of_n_returns_the_start_with_the_lowest_final_energy() -> None:
         assert (energies.max(1).values - energies.min(1).values > 1e-4).all()
         sampled, _, _ = made.sample(seen, generators(3), None)
         assert torch.equal(sampled, chosen)
+
+
+def test_mean_of_n_returns_the_mean_and_its_own_energy() -> None:
+    path = [torch.arange(4.0).reshape(4, 1, 1)]
+    trace = Trace(
+        torch.tensor([[1.0, 9.0], [3.0, 9.0], [0.0, 9.0], [2.0, 9.0]]),
+        torch.tensor([[1.0], [2.0], [3.0], [5.0]]), torch.tensor([2, 2, 1, 2]), path,
+    )  # fmt: skip
+    actions, mean = mean_of(torch.tensor([0.0, 2, 4, 8]).reshape(4, 1, 1), trace, 2, bowl)
+    assert actions.flatten().tolist() == [1, 6]
+    assert mean.energy.tolist() == [[2.0, 0.0], [1.0, 12.5]]  # of the bowl at 1 and at 6
+    assert mean.gradient_norm.tolist() == [[1.5], [4.0]]
+    assert mean.steps.tolist() == [2, 2]
+    assert mean.path[0].flatten().tolist() == [0.5, 2.5]
+    made = policy(objective="annealed")
+    many = replace(ANNEALED, starts=64, pick="mean")
+    middle = made.with_sampling(many).predict_chunk(observations(2), generators(2))
+    lowest = made.with_sampling(replace(many, pick="lowest"))
+    one = lowest.predict_chunk(observations(2), generators(2))
+    assert middle.plan.shape == one.plan.shape
+    assert np.abs(middle.plan - one.plan).max() > 1e-3
 
 
 def test_best_of_n_never_returns_a_start_whose_energy_is_nan() -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
-from conftest import config, observations, policy
+from conftest import config, generators, observations, policy
 from ebt_policy.config import PRESETS, DescentConfig, PolicyConfig, StreamConfig
+from ebt_policy.descent import descend
 from ebt_policy.energy.layers import Attention
-from ebt_policy.energy.model import EnergyModel, energy_and_gradient, is_alive
+from ebt_policy.energy.model import EnergyModel, GivenEnergy, energy_and_gradient, is_alive
 from ebt_policy.errors import UserError
+from ebt_policy.objectives.annealed import annealed
 from ebt_policy.objectives.basin import basin, far
 from ebt_policy.objectives.equilibrium import equilibrium
 from ebt_policy.objectives.noise import smooth
@@ -63,15 +66,19 @@ def test_gradient_agrees_with_finite_differences(form: str) -> None:
     assert torch.allclose((up - down).double() / (2 * step), slope, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("form", ["residual", "scalar"])
-def test_pullback_is_the_gradient_of_autograd(form: Any) -> None:
-    made = policy(form=form).double()
+@pytest.mark.parametrize(
+    ("objective", "form"), [("basin", "residual"), ("basin", "scalar"), ("annealed", "residual")]
+)
+def test_pullback_is_the_gradient_of_autograd(objective: Any, form: Any) -> None:
+    made = policy(objective=objective, form=form).double()
     assert isinstance(made, EnergyPolicy)
     for weight in made.parameters():  # gains and biases of an untrained network are 1 and 0
         weight.data += 0.3 * torch.randn_like(weight)
     raw = {k: torch.from_numpy(v).double() for k, v in observations(3).items()}
     memory = made.energy.remember(made.normalise_observation(raw))
     given = made.energy.given(memory, starts=2)
+    if objective == "annealed":
+        given = given.at(torch.tensor([0.0, 0.1, 0.4, 0.7, 0.9, 1.0], dtype=torch.float64))
     actions = torch.randn(6, 16, 2, dtype=torch.float64)
     expected = energy_and_gradient(given, actions)
     with torch.no_grad():
@@ -81,7 +88,7 @@ def test_pullback_is_the_gradient_of_autograd(form: Any) -> None:
     assert not found[1].requires_grad
     assert expected[1].requires_grad
     # What a compiled training step differentiates once is what an eager one differentiates twice.
-    taught = made.energy.value_and_gradient(actions, given.memory)[1]
+    taught = made.energy.value_and_gradient(actions, given.memory, given.level)[1]
     lessons = [
         torch.autograd.grad(
             gradient.square().sum(), list(made.energy.parameters()), retain_graph=True,
@@ -125,6 +132,23 @@ def test_residual_energy_is_half_the_squared_distance_to_the_landing_plus_an_off
     assert output.shape == (4, 16, 3)
     expected = 0.5 * (actions - output[..., :2]).square().sum((1, 2)) + output[..., 2].sum(1)
     assert torch.allclose(energy(actions, memory), expected, atol=1e-5)
+
+
+def test_annealed_energy_is_the_residual_one_at_its_last_level_and_another_at_each_other() -> None:
+    made = policy(objective="annealed")
+    assert isinstance(made, EnergyPolicy)
+    raw = {k: torch.from_numpy(v) for k, v in observations(4).items()}
+    memory = made.energy.remember(made.normalise_observation(raw))
+    actions, last = torch.randn(4, 16, 2), torch.ones(4)
+    output = made.energy.network(actions, memory, last)
+    expected = 0.5 * (actions - output[..., :2]).square().sum((1, 2)) + output[..., 2].sum(1)
+    given = made.energy.given(memory)
+    assert torch.allclose(given(actions), expected, atol=1e-5)  # a demonstration's own level
+    assert torch.equal(given.at(last)(actions), given(actions))
+    # Where nothing of the chunk is left, f alone says where to go: E_0 = 1/2 ||x||^2 - <x, f>.
+    output = made.energy.network(actions, memory, 0 * last)
+    expected = (actions * (0.5 * actions - output[..., :2])).sum((1, 2))
+    assert torch.allclose(given.at(0 * last)(actions), expected, atol=1e-5)
 
 
 def test_proposals_are_ways_of_the_observation_alone() -> None:
@@ -237,10 +261,93 @@ def test_equilibrium_target_vanishes_at_the_data_and_points_to_the_noise() -> No
     assert errors.mean().item() == pytest.approx(16 * (0.8 + 0.2 / 3), rel=0.1)
 
 
+class Bowls(EnergyModel):
+    """Bowls around a chunk at every level, which note where and at which level they were asked."""
+
+    def __init__(self, centre: torch.Tensor) -> None:
+        torch.nn.Module.__init__(self)
+        self.centre, self.dropout = centre, 1.0  # no pullback
+        self.asked: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+
+    def forward(
+        self,
+        actions: torch.Tensor,
+        memory: Any,
+        level: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        assert len(memory[0][0]) == len(actions)
+        self.asked.append((actions.detach(), level))
+        return 0.5 * (actions - self.centre).square().sum((1, 2))
+
+    def on_nothing(self) -> GivenEnergy:
+        return GivenEnergy(self, [(self.centre, self.centre)])
+
+
+def test_annealed_is_the_error_of_the_velocity_from_every_level() -> None:
+    """A step that lands 1 beside the demonstration is 1 / (1 - t) too fast, up to the limit."""
+    torch.manual_seed(0)
+    target = torch.full((40_000, 1, 1), 5.0)
+    assert annealed(Bowls(target).on_nothing(), target, config().annealed).abs().max() < 1e-6
+    beside = Bowls(target + 1)
+    errors = annealed(beside.on_nothing(), target, config().annealed)[:, 0, 0]
+    ((x, level),) = beside.asked
+    assert level is not None
+    point = x[:, 0, 0]
+    expected = 1 / (1 - level).clamp(min=0.05).square()
+    assert torch.allclose(errors, expected, rtol=1e-3)
+    noise = (point - 5 * level) / (1 - level)
+    assert noise.mean().item() == pytest.approx(0, abs=0.05)
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
+    assert np.histogram(level, 4, (0, 1))[0] / 40_000 == pytest.approx([0.25] * 4, abs=0.02)
+
+
+def test_annealed_descent_goes_through_its_levels_in_steps_that_add_up() -> None:
+    start = torch.randn(3, 4, 2)
+    bowls = Bowls(torch.ones(3, 4, 2))
+    settings = replace(config(objective="annealed").descent, steps=4)
+    actions, trace = descend(bowls.on_nothing(), start, settings, keep_path=True)
+    levels = [level.tolist() for _, level in bowls.asked if level is not None]
+    assert levels == [[k / 4] * 3 for k in range(4)]
+    assert bowls.asked[-1][1] is None  # the last chunk's energy is that at a demonstration's level
+    for k, iterate in enumerate(trace.path):  # of the straight line to the bowl's bottom
+        assert torch.allclose(iterate, start + k / 4 * (1 - start), atol=1e-6)
+    assert torch.allclose(actions, torch.ones(3, 4, 2), atol=1e-6)
+    assert trace.steps.tolist() == [4] * 3
+    with pytest.raises(ValueError, match="annealed needs the energy of a model"):
+        descend(lambda x: x.sum((1, 2)), start, settings)
+
+
+def test_annealed_energy_draws_one_of_two_ways_in_ten_steps_and_their_middle_in_one() -> None:
+    """Two ways to act under one observation."""
+    from ebt_policy.policies import Batch
+
+    made = policy(objective="annealed")
+    alike = {k: v.repeat(64, 0) for k, v in observations(1).items()}
+    seen = {k: torch.from_numpy(v) for k, v in alike.items()}
+    signs = torch.where(torch.arange(64) % 2 == 0, -1.0, 1.0)
+    chunk = made.action_normaliser.unnormalise(0.5 * signs[:, None, None].expand(-1, 16, 2))
+    batch = Batch(seen, chunk, torch.ones(64, 16, dtype=torch.bool))
+    optimizer = torch.optim.AdamW(made.parameters(), 3e-3)
+    for _ in range(400):
+        loss = made(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    middles = {}
+    for steps in (1, 10):
+        acting = made.with_sampling(replace(made.config.descent, steps=steps))
+        plan = acting.predict_chunk(alike, generators(64)).plan
+        middles[steps] = made.action_normaliser.normalise(torch.as_tensor(plan)).mean((1, 2))
+    assert middles[1].abs().median() < 0.2
+    assert (middles[10].abs() - 0.5).abs().median() < 0.1
+    assert 0.25 < (middles[10] > 0).float().mean() < 0.75
+
+
 @pytest.mark.parametrize(
     ("objective", "form"),
     [
-        ("basin", "residual"), ("basin", "scalar"), ("equilibrium", "residual"),
+        ("basin", "residual"), ("basin", "scalar"), ("annealed", "residual"),
+        ("equilibrium", "residual"),
         ("equilibrium", "scalar"), ("unrolled", "scalar"),
     ],
 )  # fmt: skip
@@ -260,6 +367,21 @@ def test_every_objective_learns_one_chunk(objective: Any, form: Any) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+def test_annealed_has_its_own_form_and_descent() -> None:
+    with pytest.raises(UserError, match="form = scalar: objective = annealed has none but"):
+        config(objective="annealed", form="scalar")
+    with pytest.raises(UserError, match=r"descent.rule = fixed: .* objective = annealed"):
+        config(objective="annealed", descent=DescentConfig())
+    with pytest.raises(UserError, match=r"descent.rule = annealed: .* objective = basin"):
+        config(descent=config(objective="annealed").descent)
+    for name, value in [
+        ("tolerance", 0.04), ("noise", 0.05), ("warm_start", True), ("max_ms", 5.0),
+        ("momentum", 0.5), ("smoothness", 1.0), ("normalise", True), ("start", "proposal"),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=f"descent.{name} = {value}: rule = annealed"):
+            replace(config(objective="annealed").descent, **cast(Any, {name: value}))
 
 
 def test_unrolled_refuses_the_form_under_which_it_diverges() -> None:

@@ -42,6 +42,11 @@ runpy.run_path({example!r}, run_name="__main__")
             [],
             ["actions", "plan", "energy"],
         ),
+        (
+            {"objective": "annealed"},
+            ["descent.starts=3", "descent.pick=mean"],
+            ["actions", "plan", "energy"],
+        ),
         ({"policy": "flow"}, ["flow.steps=2"], ["actions", "plan"]),
     ],
 )

@@ -36,7 +36,7 @@ class EBTConfig(PreTrainedConfig):
         n_obs_steps, horizon, n_action_steps: To, T and Ta of
             :class:`~ebt_policy.config.WindowConfig`.
         preset: ``tiny``, ``small`` or ``paper``: the network and the learning rate.
-        objective: ``basin``, ``equilibrium`` or ``unrolled``.
+        objective: ``basin``, ``annealed``, ``equilibrium`` or ``unrolled``.
         network: ``None`` is the preset's.
         descent: ``None`` is the objective's.
         observation_limit: as in :class:`~ebt_policy.config.PolicyConfig`; without effect where

@@ -101,9 +101,9 @@ def training_steps(cell: Cell, folder: Path) -> int:
     method = cell.method.cost or cell.method.name
     if method not in costs:
         raise UserError(
-            f"{path}: has {', '.join(costs)} and not {method}; costs compare within one run only, "
-            f"so remove it and measure all anew: 'ebt-policy bench cost --preset {preset} "
-            f"--results {path.parent}' (results that were counted by it will be stale)"
+            f"{path}: has {', '.join(costs)} and not {method}; measure it beside Diffusion Policy: "
+            f"'ebt-policy bench cost --preset {preset} --methods diffusion,{method} --results "
+            f"{path.parent}'"
         )
     return round(1e3 * cell.share * cell.task.budget / costs[method]["ms"])
 

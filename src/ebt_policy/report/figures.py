@@ -34,7 +34,8 @@ def label(result: dict[str, Any]) -> str:
     name = NAMES[result["policy"]]
     if result["policy"] == "ebt":
         descent = result["settings"]["descent"]
-        starts = f", {descent['starts']} starts" if descent["starts"] > 1 else ""
+        mean = "mean of " if descent.get("pick") == "mean" else ""
+        starts = f", {mean}{descent['starts']} starts" if descent["starts"] > 1 else ""
         return f"{name}, {_steps(descent['steps'])}{starts}"
     steps = round(result["descent_steps_mean"])
     if result["policy"] == "diffusion":

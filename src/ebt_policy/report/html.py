@@ -178,14 +178,19 @@ def _energy_section(run: Path, result: dict[str, Any]) -> list[str]:
     path = [unnormalise(iterate[middle].detach()).numpy() for iterate in trace.path]
     rate = make_task(result["task"]).rate
     steps = [moment["step"] for moment in moments]
+    curves = (
+        f"go through {settings.steps} levels, each with an energy of its own."
+        if settings.rule == "annealed"
+        else f"go on to {settings.steps} to show the landscape beyond. Drawn without the noise "
+        "that is added before each step."
+    )
     first = result["records"][0]
     outcome = "succeeds" if first["success"] else "does not succeed"
     return [
         f"<h2>The energy of {html.escape(result['run'])}: {html.escape(result['task'])}</h2>",
         f"<p>Moments of the first evaluated episode (seed {first['seed']}), which {outcome} after "
-        f"{first['steps']} steps. The policy takes {shown} descent steps per chunk; the curves go "
-        f"on to {settings.steps} to show the landscape beyond. Drawn without the noise that is "
-        "added before each step.</p>",
+        f"{first['steps']} steps. The policy takes {shown} descent steps per chunk; the curves "
+        f"{curves}</p>",
         _figure(
             figures.energy_against_step(trace, taken, steps, rate),
             "Energy and gradient norm against the descent step, at some moments of the episode.",
