@@ -557,7 +557,9 @@ def test_energy_quality_of_a_true_energy_and_of_a_blind_one(monkeypatch: Any) ->
 
 @pytest.mark.usefixtures("tiny")
 def test_cost_compares_every_method_with_diffusion_in_one_run(
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     eager = {name: replace(method, compile=False) for name, method in METHODS.items()}
     monkeypatch.setattr(cost, "METHODS", eager)
@@ -577,6 +579,10 @@ def test_cost_compares_every_method_with_diffusion_in_one_run(
     ratio = found["methods"]["flow"]["ratio"]
     assert added["flow"]["ms"] == pytest.approx(ratio * known["methods"]["diffusion"]["ms"], 0.01)
     assert added["flow"]["added"]["rounds"] == 1
+    tmp_path.joinpath("cost-tiny.json").write_text(json.dumps({"methods": {"diffusion": {}}}))
+    for asked in ([], ["--methods", "diffusion"], ["--methods", "flow"]):
+        assert main(["bench", "cost", "--preset", "tiny", "--results", str(tmp_path), *asked]) == 2
+        assert "add what it lacks with --methods diffusion,NAME" in capsys.readouterr().err
     with pytest.raises(UserError, match="--methods flwo: expected some of basin, one-way, "):
         measure_cost("tiny", None, 1, ["diffusion", "flwo"])
     with pytest.raises(UserError, match="--methods basin,flow: diffusion is what others"):

@@ -311,8 +311,8 @@ def _bench_cost(options: argparse.Namespace) -> None:
     path = Path(options.results) / f"cost-{name}.json"
     known = json.loads(path.read_text()) if size is None and path.exists() else None
     if known is not None:
-        again = [n for n in options.methods or known["methods"] if n in known["methods"]]
-        if again != [REFERENCE] or len(options.methods) == 1:
+        asked = set(options.methods or ())
+        if asked == {REFERENCE} or asked & set(known["methods"]) != {REFERENCE}:
             raise UserError(
                 f"{path}: exists, and the trainings of the study are counted by it; add what it "
                 f"lacks with --methods {REFERENCE},NAME, remove it to measure anew (their results "
