@@ -53,9 +53,13 @@ def test_alone_or_in_a_batch_gives_the_same_actions(name: Any) -> None:
     assert abs(alone[0] - together[2]).max() / 250 < 1e-5
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_every_policy_learns_a_chunk_and_predicts_it(name: Any) -> None:
-    made = policy(policy=name)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [*((name, {}) for name in ALL),
+     ("diffusion", {"diffusion": DiffusionConfig(prediction="sample")})],
+)  # fmt: skip
+def test_every_policy_learns_a_chunk_and_predicts_it(name: Any, settings: Any) -> None:
+    made = policy(policy=name, **settings)
     seen = observations(16)
     target = 80 * torch.sin(torch.arange(32.0)).reshape(1, 16, 2).expand(16, 16, 2)
     batch = Batch(
@@ -142,6 +146,15 @@ def test_samplers_of_the_diffusion_policy() -> None:
         again = other.predict_chunk(seen, generators(2))
         assert (again.plan == prediction.plan).all()  # the generators are all of its randomness
     assert steps == {("ddpm", 100): [100] * 2, ("ddim", 10): [10] * 2, ("ddim", 2): [2] * 2}
+
+
+def test_what_diffusion_was_trained_to_predict_stays() -> None:
+    made = policy(policy="diffusion", diffusion=DiffusionConfig(prediction="sample"))
+    assert made.with_sampling(replace(made.config.diffusion, ddim_steps=2)).sampler == "ddim"
+    with pytest.raises(UserError, match=r"diffusion.prediction = epsilon: .* trained for sample"):
+        made.with_sampling(DiffusionConfig())
+    with pytest.raises(UserError, match=r"diffusion.training_steps = 50: .* trained for 100"):
+        made.with_sampling(replace(made.config.diffusion, training_steps=50))
 
 
 def test_mean_of_samples_of_the_diffusion_policy() -> None:

@@ -392,9 +392,13 @@ DESCENT_DEFAULTS: dict[ObjectiveName, DescentConfig] = {
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Diffusion Policy: squared-cosine schedule, noise prediction (Chi et al. 2023).
+    """Diffusion Policy: squared-cosine schedule (Chi et al. 2023).
 
     Attributes:
+        prediction: what the network predicts, as ``diffusers`` calls it: the noise (``epsilon``,
+            as published) or the actions (``sample``). The losses differ in nothing but the weight
+            of the noise levels: predicted noise weighs little noise more, by the ratio of signal
+            to noise, and learns later which action an observation asks for.
         training_steps: noise levels in training, and steps of ``ddpm``.
         sampler: how a chunk is drawn.
         ddim_steps: of ``ddim``.
@@ -403,6 +407,7 @@ class DiffusionConfig:
             demonstrated where there are several.
     """
 
+    prediction: Literal["epsilon", "sample"] = "epsilon"
     training_steps: int = 100
     sampler: Literal["ddpm", "ddim"] = "ddim"
     ddim_steps: int = 10

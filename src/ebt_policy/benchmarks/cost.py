@@ -73,7 +73,7 @@ def measure_cost(
         preset: size of the network.
         batch_size: samples of a step; None is the batch that each method is trained with.
         rounds: timed steps of each method.
-        methods: names of those that are measured; None is all.
+        methods: names of those that are measured; None is all but variants of another's cost.
 
     Returns:
         For each method its batch, milliseconds, and the ratio to a Diffusion Policy step with
@@ -82,7 +82,7 @@ def measure_cost(
     Raises:
         UserError: a method is none of the study's, or Diffusion Policy is not among them.
     """
-    chosen = list(METHODS) if methods is None else list(methods)
+    chosen = list(methods or (name for name, method in METHODS.items() if not method.cost))
     for name in chosen:
         if name not in METHODS:
             raise UserError(f"--methods {name}: expected some of {', '.join(METHODS)}")

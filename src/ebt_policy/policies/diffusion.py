@@ -1,6 +1,7 @@
-"""Diffusion Policy (Chi et al. 2023, arXiv 2303.04137): noise prediction, DDPM or DDIM.
+"""Diffusion Policy (Chi et al. 2023, arXiv 2303.04137): DDPM or DDIM.
 
-    L = || e - f(o, sqrt(abar_t) a + sqrt(1 - abar_t) e, t) ||^2,   t ~ U{0 .. 99}
+    L = || e - f(o, sqrt(abar_t) a + sqrt(1 - abar_t) e, t) ||^2,   t ~ U{0 .. 99}   (epsilon)
+    L = || a - f(o, sqrt(abar_t) a + sqrt(1 - abar_t) e, t) ||^2                     (sample)
 
 on the same encoder and trunk as the energy policy; the schedules are those of ``diffusers``.
 """
@@ -16,12 +17,13 @@ from torch import Tensor
 from ebt_policy.config import PolicyConfig
 from ebt_policy.descent import Trace
 from ebt_policy.energy.transformer import Network, repeat_memory
+from ebt_policy.errors import UserError
 from ebt_policy.policies.base import Draws, Policy, draw
 from ebt_policy.shapes import Float
 
 
 class DiffusionPolicy(Policy):
-    """Noise prediction with 100 training steps; acts by DDPM-100 or DDIM."""
+    """100 training steps; acts by DDPM-100 or DDIM."""
 
     acting = "diffusion"
 
@@ -49,8 +51,23 @@ class DiffusionPolicy(Policy):
             num_train_timesteps=self.config.diffusion.training_steps,
             beta_schedule="squaredcos_cap_v2",
             clip_sample=True,
-            prediction_type="epsilon",
+            prediction_type=self.config.diffusion.prediction,
         )
+
+    def with_sampling(self, settings: Any = None, action_steps: int | None = None) -> Policy:
+        """As of every policy; what the network was trained for stays as it is.
+
+        Raises:
+            UserError: another prediction or number of noise levels than in training.
+        """
+        was = self.config.diffusion
+        for name in ("prediction", "training_steps"):
+            trained = getattr(was, name)
+            if settings is not None and (asked := getattr(settings, name)) != trained:
+                raise UserError(
+                    f"diffusion.{name} = {asked}: this policy was trained for {trained}"
+                )
+        return super().with_sampling(settings, action_steps)
 
     def _level(self, times: Tensor) -> Tensor:
         return times.float() / self.config.diffusion.training_steps
@@ -64,7 +81,8 @@ class DiffusionPolicy(Policy):
         )
         noised = self._training_schedule.add_noise(actions, noise, times)
         predicted = self.network(noised, self.network.remember(observation), self._level(times))
-        return (predicted - noise).square()
+        target = noise if self.config.diffusion.prediction == "epsilon" else actions
+        return (predicted - target).square()
 
     def sample(
         self,

@@ -39,9 +39,11 @@ def label(result: dict[str, Any]) -> str:
         return f"{name}, {_steps(descent['steps'])}{starts}"
     steps = round(result["descent_steps_mean"])
     if result["policy"] == "diffusion":
-        many = result["settings"]["diffusion"].get("samples", 1)
+        settings = result["settings"]["diffusion"]
+        predicts = " of actions" if settings.get("prediction") == "sample" else ""
+        many = settings.get("samples", 1)
         mean = f", mean of {many}" if many > 1 else ""
-        return f"{name}, {result['sampler'].upper()}-{steps}{mean}"
+        return f"{name}{predicts}, {result['sampler'].upper()}-{steps}{mean}"
     if result["policy"] == "flow":
         return f"{name}, Euler-{steps}"
     if result["policy"] == "ibc":
