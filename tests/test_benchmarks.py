@@ -17,7 +17,7 @@ from ebt_policy.benchmarks import cost, language, manipulation, pages, runner
 from ebt_policy.benchmarks.claims import render_claims
 from ebt_policy.benchmarks.cost import measure_cost
 from ebt_policy.benchmarks.language import render_language
-from ebt_policy.benchmarks.objectives import METHODS, STUDY, TASKS
+from ebt_policy.benchmarks.objectives import MEAN, METHODS, STUDY, TASKS
 from ebt_policy.benchmarks.pages import Group, difference, render
 from ebt_policy.benchmarks.runner import missing_acts, read_lines, results_file
 from ebt_policy.benchmarks.stability import FACTORS, RATIO, SCALES
@@ -189,6 +189,37 @@ def test_tables_pair_the_starts_that_both_methods_have(tmp_path: Path) -> None:
     page.write_text("<!-- table: nonsense --><!-- end -->")
     with pytest.raises(UserError, match="unknown table 'nonsense'"):
         render(page, results)
+
+
+def test_claims_of_the_annealed_energy_are_of_several_trainings(tmp_path: Path) -> None:
+    write_cost(tmp_path / "objectives", ms=90_000.0)  # 900 s are the 10 steps of ``line``
+    page = tmp_path / "claims.md"
+    rows = []
+    for seed in (0, 1):
+        for method, act, rate in (
+            ("annealed", "2 steps", 1.0), ("annealed", MEAN.name, 0.5), ("diffusion", "DDIM-10", 0.5),
+            ("diffusion", "DDIM-10, mean of 16", 1.0), ("diffusion-x0", "DDIM-10", 1.0),
+        ):  # fmt: skip
+            (cell,) = manipulation.TASKS.cells([f"robosuite-ToolHangFrame/100/{method}/{seed}"])
+            scores = [1.0] * int(100 * rate) + [0.0] * int(100 - 100 * rate)
+            one = line(cell, act, scores)
+            runner._append(results_file(cell, tmp_path / "tasks"), one)
+        page.write_text("<!-- table: claims --><!-- end -->")
+        render_claims(page, tmp_path)
+        rows.append([row for row in page.read_text().splitlines() if "`annealed`" in row])
+    command = "`bench tasks --only 'robosuite-ToolHangFrame/100/*'`"
+    below = "at most 0.03 below"
+    assert rows == [
+        [],
+        [
+            f"| two steps of `annealed` are {below} DDIM-10: Tool Hang's frame | {command} "
+            "| +0.500 [+0.410, +0.600], 2 × 100 | holds |",
+            f"| two steps of `annealed` are {below} DDIM-10 of predicted actions: Tool Hang's frame "
+            f"| {command} | +0.000 [-0.019, +0.019], 2 × 100 | holds |",
+            f"| the mean of 16 of `annealed` is {below} the mean of 16 by DDIM-10: Tool Hang's frame "
+            f"| {command} | -0.500 [-0.600, -0.410], 2 × 100 | does not hold |",
+        ],
+    ]
 
 
 def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) -> None:

@@ -48,11 +48,26 @@ THEIRS = {  # method and way of acting, and what the claims call it
     ("diffusion", "DDIM-10"): "DDIM-10",
     ("diffusion", "DDPM-100"): "DDPM-100",
     ("diffusion", "DDIM-10, mean of 16"): "the mean of 16 by DDIM-10",
+    ("diffusion-x0", "DDIM-10"): "DDIM-10 of predicted actions",
+    ("diffusion-x0", "DDIM-10, mean of 16"): "the mean of 16 by DDIM-10 of predicted actions",
     ("mip", "2 evaluations"): "MIP",
     ("regression", "1 evaluation"): "regression",
 }
 # As single evaluations end.
-_FILES_OF_THEIRS = ("diffusion", "diffusion-ddpm", "diffusion-mean-of-16", "mip", "regression")
+_FILES_OF_THEIRS = (
+    "diffusion", "diffusion-ddpm", "diffusion-mean-of-16", "diffusion-x0",
+    "diffusion-x0-mean-of-16", "mip", "regression",
+)  # fmt: skip
+# Ways of acting by an annealed energy and what they are compared with, sample with sample and mean
+# with mean, where it was trained more than once.
+_ANNEALED = {
+    ("2 steps", "two steps of `annealed` are"): (
+        ("diffusion", "DDIM-10"), ("diffusion", "DDPM-100"), ("diffusion-x0", "DDIM-10"),
+    ),
+    (objectives.MEAN.name, "the mean of 16 of `annealed` is"): (
+        ("diffusion", "DDIM-10, mean of 16"), ("diffusion-x0", "DDIM-10, mean of 16"),
+    ),
+}  # fmt: skip
 NAMES = {
     "robosuite-Lift": "Lift",
     "robosuite-PickPlaceCan": "Can",
@@ -182,6 +197,14 @@ def _claims(found: Found) -> str:
             gap = None if ours is None or theirs is None else difference(ours, theirs, key)
             if gap is not None and gap.size:
                 rows.append(_is_not_below(name, command, gap, other))
+        for (act, subject), others in _ANNEALED.items():
+            ours = results.get(slug, "annealed", act)
+            if ours is None or len(ours.lines) == 1:
+                continue
+            for which in others:
+                if (theirs := results.get(slug, *which)) is not None:
+                    gap = difference(ours, theirs, key)
+                    rows.append(_is_not_below(name, command, gap, THEIRS[which], subject))
     for slug, name in NAMES.items():
         command = f"`bench recovery --only '{slug}/200/*'`"
         for disturbance in RECOVERIES:
@@ -246,11 +269,15 @@ def _reaches(
 
 
 def _is_not_below(
-    name: str, command: str, gap: Float[np.ndarray, "trainings starts"], other: str
+    name: str,
+    command: str,
+    gap: Float[np.ndarray, "trainings starts"],
+    other: str,
+    subject: str = "two steps are",
 ) -> list[str]:
     """The row of one claim: the energy policy is at most a margin below another way of acting."""
     return [
-        f"two steps are at most {_MARGIN:g} below {other}: {name}", f"`{command}`",
+        f"{subject} at most {_MARGIN:g} below {other}: {name}", f"`{command}`",
         f"{interval(gap, signed=True)}, {_size(gap)}",
         _of(gap, verdict_of(*bootstrap_crossed(gap, are_differences=True), -_MARGIN)),
     ]  # fmt: skip
