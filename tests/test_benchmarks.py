@@ -197,8 +197,9 @@ def test_claims_of_the_annealed_energy_are_of_several_trainings(tmp_path: Path) 
     rows = []
     for seed in (0, 1):
         for method, act, rate in (
-            ("annealed", "2 steps", 1.0), ("annealed", MEAN.name, 0.5), ("diffusion", "DDIM-10", 0.5),
-            ("diffusion", "DDIM-10, mean of 16", 1.0), ("diffusion-x0", "DDIM-10", 1.0),
+            ("annealed", "2 steps", 1.0), ("annealed", MEAN.name, 0.5),
+            ("diffusion", "DDIM-10", 0.5), ("diffusion", "DDIM-10, mean of 16", 1.0),
+            ("diffusion-x0", "DDIM-10", 1.0),
         ):  # fmt: skip
             (cell,) = manipulation.TASKS.cells([f"robosuite-ToolHangFrame/100/{method}/{seed}"])
             scores = [1.0] * int(100 * rate) + [0.0] * int(100 - 100 * rate)
@@ -207,17 +208,17 @@ def test_claims_of_the_annealed_energy_are_of_several_trainings(tmp_path: Path) 
         page.write_text("<!-- table: claims --><!-- end -->")
         render_claims(page, tmp_path)
         rows.append([row for row in page.read_text().splitlines() if "`annealed`" in row])
-    command = "`bench tasks --only 'robosuite-ToolHangFrame/100/*'`"
+    command = "Tool Hang's frame | `bench tasks --only 'robosuite-ToolHangFrame/100/*'`"
     below = "at most 0.03 below"
     assert rows == [
         [],
         [
-            f"| two steps of `annealed` are {below} DDIM-10: Tool Hang's frame | {command} "
+            f"| two steps of `annealed` are {below} DDIM-10: {command} "
             "| +0.500 [+0.410, +0.600], 2 × 100 | holds |",
-            f"| two steps of `annealed` are {below} DDIM-10 of predicted actions: Tool Hang's frame "
-            f"| {command} | +0.000 [-0.019, +0.019], 2 × 100 | holds |",
-            f"| the mean of 16 of `annealed` is {below} the mean of 16 by DDIM-10: Tool Hang's frame "
-            f"| {command} | -0.500 [-0.600, -0.410], 2 × 100 | does not hold |",
+            f"| two steps of `annealed` are {below} DDIM-10 of predicted actions: {command} "
+            "| +0.000 [-0.019, +0.019], 2 × 100 | holds |",
+            f"| the mean of 16 of `annealed` is {below} the mean of 16 by DDIM-10: {command} "
+            "| -0.500 [-0.600, -0.410], 2 × 100 | does not hold |",
         ],
     ]
 
