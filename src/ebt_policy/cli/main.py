@@ -155,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     train.add_argument("--preset", choices=list(PRESETS), default="small", help="network size")
     train.add_argument(
-        "--objective", choices=["basin", "annealed", "equilibrium", "unrolled"],
+        "--objective", choices=list(typing.get_args(settings.ObjectiveName)),
         help="how the energy is trained (default: basin)",
     )  # fmt: skip
     train.add_argument(
