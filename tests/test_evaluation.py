@@ -333,5 +333,5 @@ def test_every_policy_has_a_name_and_a_colour_in_reports() -> None:
     assert labels["diffusion"] == "Diffusion Policy, DDIM-2, mean of 16"
     predicting = {"samples": 1, "prediction": "sample"}
     other = result | {"policy": "diffusion", "settings": {"diffusion": predicting}}
-    assert figures.label(other) == "Diffusion Policy of actions, DDIM-2"
+    assert figures.label(other) == "Diffusion Policy of predicted actions, DDIM-2"
     assert len(set(labels.values())) == len(POLICIES)

@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,16 +71,21 @@ def test_peak_memory_is_that_of_the_computation_and_not_of_its_parent() -> None:
     assert peak_mb(np.ones, 40_000_000) == pytest.approx(alone + 320, abs=30)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 100), ("ddim", 10), ("ddim", 2)])
-def test_bare_loop_gives_what_diffusers_gives(sampler: str, steps: int) -> None:
+def test_bare_loop_gives_what_diffusers_gives(sampler: str, steps: int, prediction: Any) -> None:
     bare, other = (
         Variant("diffusion", sampler, steps, loop=loop).make("tiny")
         for loop in ("bare", "diffusers")
     )
+    for made in (bare, other):
+        diffusion = replace(made.config.diffusion, prediction=prediction)
+        made.config = replace(made.config, diffusion=diffusion)
     seen = {"state": np.random.default_rng(0).normal(size=(2, 2, 23)).astype(np.float32)}
     found, expected = (made.predict_chunk(seen, generators(2)).plan for made in (bare, other))
     assert np.abs(found - expected).max() < 1e-4
     first = Variant("diffusion", "ddim", 5, loop="bare").make("tiny")
+    first.config = replace(first.config, diffusion=bare.config.diffusion)
     shared = first.with_sampling(bare.config.diffusion)
     assert np.abs(shared.predict_chunk(seen, generators(2)).plan - found).max() < 1e-6
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -148,9 +148,31 @@ def test_samplers_of_the_diffusion_policy() -> None:
     assert steps == {("ddpm", 100): [100] * 2, ("ddim", 10): [10] * 2, ("ddim", 2): [2] * 2}
 
 
+def test_diffusion_learns_the_actions_where_it_is_to_predict_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    actions, seen = torch.full((4, 16, 2), 0.5), observations(4)
+    losses, plans = {}, {}
+    for prediction in ("sample", "epsilon"):
+        settings = DiffusionConfig(prediction=cast(Any, prediction))
+        made = policy(policy="diffusion", diffusion=settings)
+        # A network that answers nought errs by what it should have answered.
+        monkeypatch.setattr(made.core, "forward", lambda chunks, *_: torch.zeros_like(chunks))
+        given = {name: torch.from_numpy(value).float() for name, value in seen.items()}
+        losses[prediction] = made.errors(made.normalise_observation(given), actions)
+        plans[prediction] = made.predict_chunk(seen, generators(4)).plan
+    assert losses["sample"].unique().tolist() == [0.25]
+    assert losses["epsilon"].mean().item() == pytest.approx(1, 0.5)
+    # Nothing is the middle of what was demonstrated; noise that is nought was none.
+    middle = made.action_normaliser.unnormalise(torch.zeros(2)).numpy()
+    assert np.abs(plans["sample"] - middle).max() < 1e-3
+    assert np.abs(plans["epsilon"] - middle).max() > 1
+
+
 def test_what_diffusion_was_trained_to_predict_stays() -> None:
     made = policy(policy="diffusion", diffusion=DiffusionConfig(prediction="sample"))
-    assert made.with_sampling(replace(made.config.diffusion, ddim_steps=2)).sampler == "ddim"
+    other = made.with_sampling(replace(made.config.diffusion, ddim_steps=2))
+    assert other.config.diffusion == replace(made.config.diffusion, ddim_steps=2)
     with pytest.raises(UserError, match=r"diffusion.prediction = epsilon: .* trained for sample"):
         made.with_sampling(DiffusionConfig())
     with pytest.raises(UserError, match=r"diffusion.training_steps = 50: .* trained for 100"):

@@ -396,9 +396,9 @@ class DiffusionConfig:
 
     Attributes:
         prediction: what the network predicts, as ``diffusers`` calls it: the noise (``epsilon``,
-            as published) or the actions (``sample``). The losses differ in nothing but the weight
-            of the noise levels: predicted noise weighs little noise more, by the ratio of signal
-            to noise, and learns later which action an observation asks for.
+            as published) or the actions (``sample``, which is no draw: ``samples`` are). As losses
+            of the actions that follow from the prediction they differ in the weight of the noise
+            levels alone: predicted noise weighs little noise more, by the ratio of signal to noise.
         training_steps: noise levels in training, and steps of ``ddpm``.
         sampler: how a chunk is drawn.
         ddim_steps: of ``ddim``.

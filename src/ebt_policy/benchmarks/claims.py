@@ -49,6 +49,7 @@ THEIRS = {  # method and way of acting, and what the claims call it
     ("diffusion", "DDPM-100"): "DDPM-100",
     ("diffusion", "DDIM-10, mean of 16"): "the mean of 16 by DDIM-10",
     ("diffusion-x0", "DDIM-10"): "DDIM-10 of predicted actions",
+    ("diffusion-x0", "DDPM-100"): "DDPM-100 of predicted actions",
     ("diffusion-x0", "DDIM-10, mean of 16"): "the mean of 16 by DDIM-10 of predicted actions",
     ("mip", "2 evaluations"): "MIP",
     ("regression", "1 evaluation"): "regression",
@@ -56,13 +57,14 @@ THEIRS = {  # method and way of acting, and what the claims call it
 # As single evaluations end.
 _FILES_OF_THEIRS = (
     "diffusion", "diffusion-ddpm", "diffusion-mean-of-16", "diffusion-x0",
-    "diffusion-x0-mean-of-16", "mip", "regression",
+    "diffusion-x0-ddpm", "diffusion-x0-mean-of-16", "mip", "regression",
 )  # fmt: skip
 # Ways of acting by an annealed energy and what they are compared with, sample with sample and mean
 # with mean, where it was trained more than once.
 _ANNEALED = {
     ("2 steps", "two steps of `annealed` are"): (
-        ("diffusion", "DDIM-10"), ("diffusion", "DDPM-100"), ("diffusion-x0", "DDIM-10"),
+        OURS, ("diffusion", "DDIM-10"), ("diffusion", "DDPM-100"),
+        ("diffusion-x0", "DDIM-10"), ("diffusion-x0", "DDPM-100"),
     ),
     (objectives.MEAN.name, "the mean of 16 of `annealed` is"): (
         ("diffusion", "DDIM-10, mean of 16"), ("diffusion-x0", "DDIM-10, mean of 16"),
@@ -202,9 +204,11 @@ def _claims(found: Found) -> str:
             if ours is None or len(ours.lines) == 1:
                 continue
             for which in others:
-                if (theirs := results.get(slug, *which)) is not None:
-                    gap = difference(ours, theirs, key)
-                    rows.append(_is_not_below(name, command, gap, THEIRS[which], subject))
+                theirs = results.get(slug, *which)
+                gap = None if theirs is None else difference(ours, theirs, key)
+                if gap is not None and gap.size:
+                    other = THEIRS.get(which, "two steps of `basin`")
+                    rows.append(_is_not_below(name, command, gap, other, subject))
     for slug, name in NAMES.items():
         command = f"`bench recovery --only '{slug}/200/*'`"
         for disturbance in RECOVERIES:

@@ -82,7 +82,8 @@ def measure_cost(
     Raises:
         UserError: a method is none of the study's, or Diffusion Policy is not among them.
     """
-    chosen = list(methods or (name for name, method in METHODS.items() if not method.cost))
+    own = [name for name, method in METHODS.items() if not method.cost]
+    chosen = own if methods is None else list(methods)
     for name in chosen:
         if name not in METHODS:
             raise UserError(f"--methods {name}: expected some of {', '.join(METHODS)}")

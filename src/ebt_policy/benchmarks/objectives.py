@@ -38,7 +38,7 @@ METHODS = {
         Method("unrolled", "ebt", (*_steps(2), Act("21 steps"), _QUALITY), objective="unrolled",
                compile=False),
         Method("diffusion", "diffusion", _DRAWN, batch_size=128),
-        # Predicting actions: the same but for the weight of the noise levels.
+        # Predicting actions: as a loss of the actions another weight of the noise levels.
         Method("diffusion-x0", "diffusion", _DRAWN, ("diffusion.prediction=sample",),
                batch_size=128, cost="diffusion"),
         Method("flow", "flow", tuple(

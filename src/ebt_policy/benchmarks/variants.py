@@ -83,7 +83,8 @@ class BareDiffusionPolicy(DiffusionPolicy):
     scheduler's. In the notation of Ho et al. 2020 (DDPM, equations 6, 7) and Song et al. 2021
     (DDIM, equation 12 with sigma 0), x_0 clipped to [-1, 1]::
 
-        x_0  = (x - sqrt(1 - abar_t) e) / sqrt(abar_t)
+        x_0  = (x - sqrt(1 - abar_t) e) / sqrt(abar_t)     of predicted noise e
+        e    = (x - sqrt(abar_t) x_0) / sqrt(1 - abar_t)   of predicted actions x_0
         DDPM: x <- sqrt(abar_s) beta_t / (1 - abar_t) x_0
                    + sqrt(alpha_t) (1 - abar_s) / (1 - abar_t) x
                    + sqrt((1 - abar_s) / (1 - abar_t) beta_t) n,    s = t - 1
@@ -141,13 +142,17 @@ class BareDiffusionPolicy(DiffusionPolicy):
         """The loop of the equations above, on tensors or on arrays.
 
         Args:
-            evaluate: the noise in x at a step.
+            evaluate: what the network predicts of x at a step.
             fresh: standard normal draws of the shape of x.
         """
         x = fresh()
         for step, (now, to_clean, to_here, to_noise, spread) in enumerate(self.table):
-            noise = evaluate(x, step)
-            clean = ((x - (1 - now) ** 0.5 * noise) * now**-0.5).clip(-1, 1)
+            made = evaluate(x, step)
+            if self.config.diffusion.prediction == "sample":
+                clean, noise = made, (x - now**0.5 * made) * (1 - now) ** -0.5
+            else:
+                clean, noise = (x - (1 - now) ** 0.5 * made) * now**-0.5, made
+            clean = clean.clip(-1, 1)
             x = to_clean * clean + (to_noise * noise if to_noise else to_here * x)
             if spread:
                 x = x + spread * fresh()

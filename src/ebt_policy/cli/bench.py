@@ -96,8 +96,9 @@ def add_bench(commands: Any) -> None:
     )  # fmt: skip
     cost.add_argument(
         "--methods", metavar="NAME,NAME", type=lambda text: text.split(","),
-        help="of these alone, diffusion among them (default: all; ibc takes hours on a large "
-        "network); those that a file of costs lacks are added to it, by their ratio to diffusion",
+        help="of these alone, diffusion among them (default: all but variants of another's cost; "
+        "ibc takes hours on a large network); those that a file of costs lacks are added to it, by "
+        "their ratio to diffusion",
     )  # fmt: skip
     cost.add_argument("--rounds", metavar="N", type=count, default=20, help="timed steps")
     cost.add_argument("--results", metavar="DIR", default="results/objectives")

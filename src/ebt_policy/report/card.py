@@ -33,6 +33,9 @@ def model_card(run: Path, name: str) -> str:
     policy = load_policy(run)
     config, summary = policy.config, read_summary(run)
     windows = config.windows
+    kind = _NAMES[config.policy]
+    if config.policy == "diffusion" and config.diffusion.prediction == "sample":
+        kind += " that predicts actions"
     seen = "\n".join(
         f"| `{stream}` | {tuple(given.shape)} | {given.kind}"
         f"{', may be missing' if given.may_be_missing else ''}"
@@ -55,7 +58,7 @@ tags:
 
 # {name}
 
-{_NAMES[config.policy][0].upper() + _NAMES[config.policy][1:]}, made with `ebt-policy`.
+{kind[0].upper() + kind[1:]}, made with `ebt-policy`.
 
 ```bash
 ebt-policy pull {name} --out runs/{name.split("/")[-1]}

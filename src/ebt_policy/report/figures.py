@@ -40,7 +40,7 @@ def label(result: dict[str, Any]) -> str:
     steps = round(result["descent_steps_mean"])
     if result["policy"] == "diffusion":
         settings = result["settings"]["diffusion"]
-        predicts = " of actions" if settings.get("prediction") == "sample" else ""
+        predicts = " of predicted actions" if settings.get("prediction") == "sample" else ""
         many = settings.get("samples", 1)
         mean = f", mean of {many}" if many > 1 else ""
         return f"{name}{predicts}, {result['sampler'].upper()}-{steps}{mean}"
