@@ -33,9 +33,9 @@ from ebt_policy.tasks.planar import RADIUS
 OURS = ("basin", "2 steps")
 COLOURS = {
     "basin": "#1b6ca8", "one-way": "#2f8f9d", "scalar": "#12324a",
-    "annealed": "#3d4fb5", "equilibrium": "#6aa5cf", "unrolled": "#a9c9e4",
-    "diffusion": "#d1642b", "diffusion-x0": "#8f3d14",
+    "equilibrium": "#6aa5cf", "unrolled": "#a9c9e4", "diffusion": "#d1642b",
     "flow": "#c9a227", "mip": "#4c9a52", "regression": "#7d6b9e", "ibc": "#8a8a8a",
+    "annealed": "#3d4fb5", "diffusion-x0": "#8f3d14",
 }  # fmt: skip
 _METAWORLD = [slug for slug in TASKS if slug.startswith("metaworld")]
 _STEPS = re.compile(r"^(\d+) steps?$")
