@@ -190,7 +190,7 @@ def test_video_that_cannot_be_written_is_reported(
     assert list(tmp_path.iterdir()) == [kept]
 
 
-def test_a_result_says_that_training_was_noisy(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_result_says_how_its_energy_was_trained(runs: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(runs["ebt"], tmp_path / "noisy")
     config = tmp_path / "noisy" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"observation_noise": 0.05}))
@@ -200,6 +200,8 @@ def test_a_result_says_that_training_was_noisy(runs: dict[str, Path], tmp_path: 
     )
     assert noisy == plain | {"observation_noise": 0.05}
     assert "observation_noise" not in plain
+    assert plain["objective"] == "basin"
+    assert plain["basin"] == json.loads(config.read_text())["basin"]
 
 
 def test_report_tells_runs_of_one_policy_apart(

@@ -409,7 +409,9 @@ def _of_policy(policy: Policy, rollout: Rollout) -> dict[str, Any]:
     if policy.acting is not None:
         settings[policy.acting] = dataclasses.asdict(getattr(config, policy.acting))
     if is_energy:
-        settings = {"objective": config.objective, "form": config.form, **settings}
+        learned = dataclasses.asdict(getattr(config, config.objective))
+        named = {"objective": config.objective, "form": config.form, config.objective: learned}
+        settings = named | settings
     if config.observation_noise:
         settings["observation_noise"] = config.observation_noise
     rate = {} if policy.alarm is None else {"alarm_rate": policy.alarm.rate}
