@@ -61,14 +61,15 @@ _FILES_OF_THEIRS = (
     "diffusion-x0", "diffusion-x0-ddpm", "diffusion-x0-mean-of-16", "mip", "regression",
 )  # fmt: skip
 _NOT_IN_HEADLINE = (("diffusion-x0", "DDPM-100"), ("diffusion-x0", "DDIM-10, mean of 16"))
-# Ways of acting by an annealed energy and what they are compared with, sample with sample and mean
-# with mean, where it was trained more than once.
-_ANNEALED = {
-    ("2 steps", "two steps of `annealed` are"): (
+# Ways of acting by an energy, what the claims call them and what they are compared with; those of
+# the annealed one, sample with sample and mean with mean, where it was trained more than once.
+_COMPARED = {
+    (OURS, "two steps are"): tuple(THEIRS),
+    (("annealed", "2 steps"), "two steps of `annealed` are"): (
         OURS, ("diffusion", "DDIM-10"), ("diffusion", "DDPM-100"),
         ("diffusion-x0", "DDIM-2"), ("diffusion-x0", "DDIM-10"), ("diffusion-x0", "DDPM-100"),
     ),
-    (objectives.MEAN.name, "the mean of 16 of `annealed` is"): (
+    (("annealed", objectives.MEAN.name), "the mean of 16 of `annealed` is"): (
         ("diffusion", "DDIM-10, mean of 16"), ("diffusion-x0", "DDIM-10, mean of 16"),
     ),
 }  # fmt: skip
@@ -196,20 +197,15 @@ def _claims(found: Found) -> str:
         ours = results.get(slug, *OURS)
         if ours is not None and name in _TARGETS:
             rows.append(_reaches(name, command, ours.values(key), _TARGETS[name], "succeed in"))
-        for (method, act), other in THEIRS.items():
-            theirs = results.get(slug, method, act)
-            gap = None if ours is None or theirs is None else difference(ours, theirs, key)
-            if gap is not None and gap.size:
-                rows.append(_is_not_below(name, command, gap, other))
-        for (act, subject), others in _ANNEALED.items():
-            ours = results.get(slug, "annealed", act)
-            if ours is None or len(ours.lines) == 1:
+        for (which, subject), others in _COMPARED.items():
+            one = results.get(slug, *which)
+            if one is None or (which != OURS and len(one.lines) == 1):
                 continue
-            for which in others:
-                theirs = results.get(slug, *which)
-                gap = None if theirs is None else difference(ours, theirs, key)
+            for their in others:
+                theirs = results.get(slug, *their)
+                gap = None if theirs is None else difference(one, theirs, key)
                 if gap is not None and gap.size:
-                    other = THEIRS.get(which, "two steps of `basin`")
+                    other = THEIRS.get(their, "two steps of `basin`")
                     rows.append(_is_not_below(name, command, gap, other, subject))
     for slug, name in NAMES.items():
         command = f"`bench recovery --only '{slug}/200/*'`"

@@ -10,21 +10,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ebt_policy.benchmarks.objectives import ADAPTIVE, MEAN, METHODS
+from ebt_policy.benchmarks.objectives import ADAPTIVE, DRAWN, MEAN, METHODS
 from ebt_policy.benchmarks.study import Act, BenchTask, Method, Study
 
 TWO_STEPS = Act("2 steps", ("descent.steps=2",), core=True)
 ONE_STEP = Act("1 step", ("descent.steps=1",))
-_DRAWN = (
-    Act("DDIM-10", ("diffusion.ddim_steps=10",), core=True),
-    Act("DDPM-100", ("diffusion.sampler=ddpm",)),
-    Act("DDIM-10, mean of 16", ("diffusion.ddim_steps=10", "diffusion.samples=16")),
-)
+_MEAN_OF_SAMPLES = Act("DDIM-10, mean of 16", ("diffusion.ddim_steps=10", "diffusion.samples=16"))
 _ACTS = {
     "basin": (TWO_STEPS, ONE_STEP, ADAPTIVE),
     "annealed": (TWO_STEPS, Act("3 steps", ("descent.steps=3",)), MEAN),
-    "diffusion": _DRAWN,
-    "diffusion-x0": (Act("DDIM-2", ("diffusion.ddim_steps=2",)), *_DRAWN),
+    "diffusion": (*DRAWN[1:], _MEAN_OF_SAMPLES),
+    "diffusion-x0": (*DRAWN, _MEAN_OF_SAMPLES),
     "flow": METHODS["flow"].acts,
     "mip": (Act("2 evaluations", core=True),),
     "regression": (Act("1 evaluation", core=True),),

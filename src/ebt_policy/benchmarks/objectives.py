@@ -17,7 +17,7 @@ _QUALITY = Act(QUALITY)
 SEVERAL = Act("2 steps, 8 starts", ("descent.steps=2", "descent.starts=8"))
 MEAN = Act("2 steps, mean of 16 starts", ("descent.steps=2", "descent.starts=16",
                                           "descent.pick=mean"))  # fmt: skip
-_DRAWN = (
+DRAWN = (
     Act("DDIM-2", ("diffusion.ddim_steps=2",)),
     Act("DDIM-10", ("diffusion.ddim_steps=10",), core=True),
     Act("DDPM-100", ("diffusion.sampler=ddpm",)),
@@ -37,9 +37,9 @@ METHODS = {
         Method("equilibrium", "ebt", (*_steps(2, 10, 50), _QUALITY), objective="equilibrium"),
         Method("unrolled", "ebt", (*_steps(2), Act("21 steps"), _QUALITY), objective="unrolled",
                compile=False),
-        Method("diffusion", "diffusion", _DRAWN, batch_size=128),
+        Method("diffusion", "diffusion", DRAWN, batch_size=128),
         # Predicting actions: as a loss of the actions another weight of the noise levels.
-        Method("diffusion-x0", "diffusion", _DRAWN, ("diffusion.prediction=sample",),
+        Method("diffusion-x0", "diffusion", DRAWN, ("diffusion.prediction=sample",),
                batch_size=128, cost="diffusion"),
         Method("flow", "flow", tuple(
             Act(f"Euler-{k}", (f"flow.steps={k}",), core=k == 2) for k in (1, 2, 10)
