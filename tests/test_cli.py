@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,26 @@ def test_module_runs_as_a_command() -> None:
     )
     assert shown.returncode == 0
     assert "collect" in shown.stdout
+
+
+def test_ends_quietly_when_nobody_reads_on() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-m", "ebt_policy.cli.main", "bench", "tasks", "--list"],
+        stdout=writing, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_another_broken_pipe_is_no_quiet_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object) -> None:
+        raise BrokenPipeError("a worker is gone")
+
+    monkeypatch.setattr("ebt_policy.cli.bench._bench_study", breaks)
+    with pytest.raises(BrokenPipeError, match="a worker is gone"):
+        main(["bench", "tasks", "--list"])
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,9 @@ class Method:
             steps of a descent are unrolled in training, compiling takes longer than it saves.
         acts: how it is evaluated.
         observes: the observation keys, as ``train --obs`` takes them; empty for the data's own.
+            Where some are left out, no share of the training budget is tried.
         cost: the method whose training step costs as much, where that is another one, of which
-            this is a variant; variants get the whole training budget only.
+            this is a variant.
         episodes: most evaluation starts, where it acts so slowly that a task's would take hours.
     """
 
@@ -195,7 +196,7 @@ class Study:
             for count in task.demonstrations or (GIVEN_DEMONSTRATIONS,)
             for method in task.methods
             if seed == task.seeds[0] or method not in self.one_seed
-            if share == 1 or not (method in self.one_seed or self.methods[method].cost)
+            if share == 1 or not (method in self.one_seed or self.methods[method].observes)
         ]
         for pattern in patterns:
             if not fnmatch.filter([cell.name for cell in every], pattern):

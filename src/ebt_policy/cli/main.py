@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import select
 import sys
 import time
 import typing
@@ -42,6 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], None] = options.command
         command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_unread(sys.stdout.fileno()):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of it
+        return 1
     except UserError as error:
         print(f"ebt-policy: error: {error}", file=sys.stderr)
         return 2
@@ -60,6 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ebt-policy: interrupted{saved if interruption.args else ''}", file=sys.stderr)
         return 1
     return 0
+
+
+def _is_unread(output: int) -> bool:
+    """Whether a pipe's reader is gone, as ``| head`` is when it has seen enough."""
+    pipe = select.poll()
+    pipe.register(output, 0)
+    return bool(pipe.poll(0))
 
 
 def build_parser() -> argparse.ArgumentParser:
