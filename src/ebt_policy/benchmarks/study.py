@@ -104,7 +104,8 @@ class BenchTask:
         seeds: of training.
         episodes: evaluation starts.
         methods: names of the study's methods.
-        shares: of the budget that trainings of the first seed get, the whole of it first.
+        shares: of the budget that trainings of the first seed get, the whole of it first, and
+            multiples of it.
         preset: size of the network.
     """
 
@@ -156,7 +157,7 @@ class Cell:
         return tuple(
             act
             for act in self.method.acts
-            if (most and self.share == 1) or act.core
+            if (most and self.share >= 1) or act.core
             if first or not act.first_seed
             if act.name != LANDSCAPE or self.task.name == "planar/fork"
         )
