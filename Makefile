@@ -38,10 +38,11 @@ $(LEROBOT)/.ready: pyproject.toml lerobot_policy_ebt/pyproject.toml scripts/setu
 results: setup
 	$(BIN)/python scripts/render_results
 
-# Render docs/claims.md, docs/language.md and the table of README.md from the files under results/.
+# Render docs/claims.md, docs/language.md and a table of README.md and of docs/results.md from the files under results/.
 claims: setup
 	$(BIN)/ebt-policy bench tasks --render docs/claims.md
 	$(BIN)/ebt-policy bench tasks --render README.md
+	$(BIN)/ebt-policy bench tasks --render docs/results.md
 	$(BIN)/ebt-policy bench language --render docs/language.md
 
 # Every objective, descent and baseline compared: many hours; stop it whenever, it goes on later.

@@ -225,6 +225,26 @@ def test_claims_of_the_annealed_energy_are_of_several_trainings(tmp_path: Path) 
     ]
 
 
+def test_predicted_actions_are_compared_with_noise_training_by_training(tmp_path: Path) -> None:
+    write_cost(tmp_path / "objectives", ms=90_000.0)
+    for method, act, seed, rate in (
+        ("basin", "2 steps", 0, 0.4), ("diffusion", "DDIM-10", 0, 0.5),
+        ("diffusion", "DDIM-10", 1, 0.2), ("diffusion-x0", "DDIM-10", 0, 1.0),
+        ("diffusion-x0", "DDIM-2", 0, 0.9), ("diffusion", "DDPM-100", 0, 0.1),
+    ):  # fmt: skip
+        (cell,) = manipulation.TASKS.cells([f"robosuite-ToolHangFrame/100/{method}/{seed}"])
+        scores = [1.0] * int(100 * rate) + [0.0] * int(100 - 100 * rate)
+        runner._append(results_file(cell, tmp_path / "tasks"), line(cell, act, scores))
+    page = tmp_path / "results.md"
+    page.write_text("<!-- table: predictions --><!-- end -->")
+    render_claims(page, tmp_path)
+    assert page.read_text().splitlines()[3:-1] == [
+        "| Tool Hang's frame | DDIM-2 |  | 0.90 |  | 0.40 |",
+        "| Tool Hang's frame | DDIM-10 | 0.50, 0.20 | 1.00 | +0.500 [+0.400, +0.600], 1 × 100 "
+        "| 0.40 |",
+    ]
+
+
 def test_claims_are_rendered_with_verdicts_from_results_alone(tmp_path: Path) -> None:
     write_cost(tmp_path / "objectives", ms=6_000.0)  # 60 s are the 10 steps of ``line``
     shown = {

@@ -139,7 +139,7 @@ def render_claims(page: Path, folder: Path) -> None:
         {
             "headline": lambda: _headline(found), "claims": lambda: _claims(found),
             "experts": lambda: _experts(found),
-            "success": lambda: _success(found),
+            "success": lambda: _success(found), "predictions": lambda: _predictions(found),
             "compute": lambda: _compute(found), "recovery": lambda: _recovery(found),
             "energy": lambda: _energy(found), "shift": lambda: _shift(found),
             "uncertainty": lambda: _uncertainty(found), "alarms": lambda: _alarms(found),
@@ -176,13 +176,9 @@ def _claims(found: Found) -> str:
     """Claim, command, figure, verdict."""
     rows = _expert_claims(found)
     pairs = [
-        ("PushT", found.objectives, "pusht", "scores", "bench objectives --only 'pusht/*'"),
         *(
-            (
-                name, found.studies["tasks"], slug, "successes",
-                f"bench tasks --only '{slug}/{found.studies['tasks'].most(slug)}/*'",
-            )
-            for slug, name in NAMES.items()
+            (name, results, slug, key, f"bench {study} --only '{slug}/{results.most(slug)}/*'")
+            for name, study, results, slug, key in _tasks(found)
         ),
         *(
             (
@@ -377,6 +373,15 @@ def _stability_claims(found: Found) -> list[list[str]]:
     return rows
 
 
+def _tasks(found: Found) -> list[tuple[str, str, Results, str, str]]:
+    """Name, study, its results, slug and the measure of every task that all methods are run on."""
+    manipulated = found.studies["tasks"]
+    return [
+        ("PushT", "objectives", found.objectives, "pusht", "scores"),
+        *((name, "tasks", manipulated, slug, "successes") for slug, name in NAMES.items()),
+    ]
+
+
 def _size(values: np.ndarray) -> str:
     seeds, starts = values.shape
     return f"{seeds} × {starts}"
@@ -386,16 +391,18 @@ def _headline(found: Found) -> str:
     """The methods side by side, one row for each task."""
     shown = [which for which in (OURS, *THEIRS) if which not in _NOT_IN_HEADLINE]
     rows = []
-    for name, results, slug, key in (
-        ("PushT, score", found.objectives, "pusht", "scores"),
-        *((name, found.studies["tasks"], slug, "successes") for slug, name in NAMES.items()),
-        *((name, found.language, slug, "successes") for slug, name in language.MANY.items()),
+    for name, _, results, slug, key in (
+        *_tasks(found),
+        *(
+            (name, "language", found.language, slug, "successes")
+            for slug, name in language.MANY.items()
+        ),
     ):
         groups = [results.get(slug, *which) for which in shown]
         values = [None if group is None else group.values(key) for group in groups]
         cells = ["" if v is None else f"{interval(v)}, {_size(v)}" for v in values]
         if any(cells):
-            rows.append([name, *cells])
+            rows.append([f"{name}, score" if key == "scores" else name, *cells])
     heads = [f"{method}, {act}" for method, act in shown]
     return markdown(["task", *heads], rows)
 
@@ -453,6 +460,33 @@ def _success(found: Found) -> str:
     return markdown(["method", "acts by", "steps", *head], rows)
 
 
+def _predictions(found: Found) -> str:
+    """Diffusion Policies that predict noise and actions, training by training."""
+    rows = []
+    for name, _, results, slug, key in _tasks(found):
+        ours = results.get(slug, *OURS)
+        for act in manipulation.TASKS.methods["diffusion-x0"].acts:
+            noise, actions = (
+                results.get(slug, method, act.name) for method in ("diffusion", "diffusion-x0")
+            )
+            if actions is None:
+                continue
+            more = ""
+            if noise is not None:
+                gap = difference(actions, noise, key)
+                more = f"{interval(gap, signed=True)}, {_size(gap)}" if gap.size else ""
+            rows.append([
+                name, act.name, _each(noise, key), _each(actions, key), more, _each(ours, key)
+            ])  # fmt: skip
+    head = ["task", "acts by", "noise", "actions", "actions − noise, of the same trainings"]
+    return markdown([*head, "energy, 2 steps"], rows)
+
+
+def _each(group: Group | None, key: str) -> str:
+    """The mean of each training by itself."""
+    return "" if group is None else ", ".join(f"{np.mean(line[key]):.2f}" for line in group.lines)
+
+
 def _groups(results: Results, method: str, act: str) -> list[Group]:
     groups = (results.get(slug, method, act) for slug in NAMES)
     return [group for group in groups if group is not None]
@@ -467,7 +501,7 @@ def _compute(found: Found) -> str:
         for method, act in _acts("tasks", results):
             mine = {s: results.partial.get((slug, method, act, s)) for s in shares}
             measured = {share: group for share, group in mine.items() if group is not None}
-            if len(measured) < 2:
+            if not measured.keys() - {1.0}:
                 continue
             cells = []
             for share in shares:
