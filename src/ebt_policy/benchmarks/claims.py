@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -44,23 +44,33 @@ from ebt_policy.policies.files import replace_file
 from ebt_policy.report.figures import png
 from ebt_policy.shapes import Float
 
-THEIRS = {  # method and way of acting, and what the claims call it
-    ("diffusion", "DDIM-10"): "DDIM-10",
-    ("diffusion", "DDPM-100"): "DDPM-100",
-    ("diffusion", "DDIM-10, mean of 16"): "the mean of 16 by DDIM-10",
-    ("diffusion-x0", "DDIM-2"): "DDIM-2 of predicted actions",
-    ("diffusion-x0", "DDIM-10"): "DDIM-10 of predicted actions",
-    ("diffusion-x0", "DDPM-100"): "DDPM-100 of predicted actions",
-    ("diffusion-x0", "DDIM-10, mean of 16"): "the mean of 16 by DDIM-10 of predicted actions",
-    ("mip", "2 evaluations"): "MIP",
-    ("regression", "1 evaluation"): "regression",
-}
-# As single evaluations end.
-_FILES_OF_THEIRS = (
-    "diffusion", "diffusion-ddpm", "diffusion-mean-of-16", "diffusion-x0-2-steps",
-    "diffusion-x0", "diffusion-x0-ddpm", "diffusion-x0-mean-of-16", "mip", "regression",
-)  # fmt: skip
-_NOT_IN_HEADLINE = (("diffusion-x0", "DDPM-100"), ("diffusion-x0", "DDIM-10, mean of 16"))
+
+class Their(NamedTuple):
+    """What the claims compare with: its name, how files of its evaluations end, where it stands."""
+
+    name: str
+    file: str
+    is_in_headline: bool = True
+
+
+THEIRS = {  # by method and way of acting
+    ("diffusion", "DDIM-10"): Their("DDIM-10", "diffusion"),
+    ("diffusion", "DDPM-100"): Their("DDPM-100", "diffusion-ddpm"),
+    ("diffusion", "DDIM-10, mean of 16"): Their(
+        "the mean of 16 by DDIM-10", "diffusion-mean-of-16"
+    ),
+    ("diffusion-x0", "DDIM-2"): Their("DDIM-2 of predicted actions", "diffusion-x0-2-steps"),
+    ("diffusion-x0", "DDIM-10"): Their("DDIM-10 of predicted actions", "diffusion-x0"),
+    ("diffusion-x0", "DDPM-100"): Their(
+        "DDPM-100 of predicted actions", "diffusion-x0-ddpm", is_in_headline=False
+    ),
+    ("diffusion-x0", "DDIM-10, mean of 16"): Their(
+        "the mean of 16 by DDIM-10 of predicted actions", "diffusion-x0-mean-of-16",
+        is_in_headline=False,
+    ),
+    ("mip", "2 evaluations"): Their("MIP", "mip"),
+    ("regression", "1 evaluation"): Their("regression", "regression"),
+}  # fmt: skip
 # Ways of acting by an energy, what the claims call them and what they are compared with; those of
 # the annealed one, sample with sample and mean with mean, where it was trained more than once.
 _COMPARED = {
@@ -201,7 +211,7 @@ def _claims(found: Found) -> str:
                 theirs = results.get(slug, *their)
                 gap = None if theirs is None else difference(one, theirs, key)
                 if gap is not None and gap.size:
-                    other = THEIRS.get(their, "two steps of `basin`")
+                    other = "two steps of `basin`" if their == OURS else THEIRS[their].name
                     rows.append(_is_not_below(name, command, gap, other, subject))
     for slug, name in NAMES.items():
         command = f"`bench recovery --only '{slug}/200/*'`"
@@ -389,7 +399,7 @@ def _size(values: np.ndarray) -> str:
 
 def _headline(found: Found) -> str:
     """The methods side by side, one row for each task."""
-    shown = [which for which in (OURS, *THEIRS) if which not in _NOT_IN_HEADLINE]
+    shown = [OURS, *(which for which, their in THEIRS.items() if their.is_in_headline)]
     rows = []
     for name, _, results, slug, key in (
         *_tasks(found),
@@ -900,14 +910,14 @@ def _evaluated_claims(
         target = targets.get(ours["task"])
         if target is not None:
             claims.append(_reaches(name, command, scores, target, "score"))
-        for ending, other in zip(_FILES_OF_THEIRS, THEIRS.values(), strict=True):
-            theirs = results.get(file.replace("-ebt.json", f"-{ending}.json"))
+        for other in THEIRS.values():
+            theirs = results.get(file.replace("-ebt.json", f"-{other.file}.json"))
             if theirs is None:
                 continue
             if theirs["seeds"] != ours["seeds"]:
-                raise UserError(f"{file}: has other starts than the file of {other} beside it")
+                raise UserError(f"{file}: has other starts than the file of {other.name} beside it")
             gap = scores - np.array([[record["score"] for record in theirs["records"]]])
-            claims.append(_is_not_below(name, command, gap, other))
+            claims.append(_is_not_below(name, command, gap, other.name))
     return claims
 
 
