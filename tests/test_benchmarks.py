@@ -225,7 +225,7 @@ def test_claims_of_the_annealed_energy_are_of_several_trainings(tmp_path: Path) 
     ]
 
 
-def test_predicted_actions_are_compared_with_noise_training_by_training(tmp_path: Path) -> None:
+def test_predicted_actions_are_compared_with_noise_seed_by_seed(tmp_path: Path) -> None:
     write_cost(tmp_path / "objectives", ms=90_000.0)
     for method, act, seed, rate in (
         ("basin", "2 steps", 0, 0.4), ("diffusion", "DDIM-10", 0, 0.5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -94,11 +95,20 @@ def test_ends_quietly_when_nobody_reads_on() -> None:
     assert (ended.returncode, ended.stderr) == (1, "")
 
 
-def test_another_broken_pipe_is_no_quiet_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_needs_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["bench", "tasks", "--list"]) == 0
+
+
+@pytest.mark.parametrize("output", [io.StringIO(), None])
+def test_another_broken_pipe_is_no_quiet_end(
+    output: io.StringIO | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def breaks(*_: object) -> None:
         raise BrokenPipeError("a worker is gone")
 
     monkeypatch.setattr("ebt_policy.cli.bench._bench_study", breaks)
+    monkeypatch.setattr(sys, "stdout", output)
     with pytest.raises(BrokenPipeError, match="a worker is gone"):
         main(["bench", "tasks", "--list"])
 

@@ -471,7 +471,7 @@ def _success(found: Found) -> str:
 
 
 def _predictions(found: Found) -> str:
-    """Diffusion Policies that predict noise and actions, training by training."""
+    """Diffusion Policies that predict noise and actions, training seed by training seed."""
     rows = []
     for name, _, results, slug, key in _tasks(found):
         ours = results.get(slug, *OURS)
@@ -488,7 +488,7 @@ def _predictions(found: Found) -> str:
             rows.append([
                 name, act.name, _each(noise, key), _each(actions, key), more, _each(ours, key)
             ])  # fmt: skip
-    head = ["task", "acts by", "noise", "actions", "actions − noise, of the same trainings"]
+    head = ["task", "acts by", "noise", "actions", "actions − noise, of the same seeds"]
     return markdown([*head, "energy, 2 steps"], rows)
 
 

@@ -63,7 +63,7 @@ class Method:
             steps of a descent are unrolled in training, compiling takes longer than it saves.
         acts: how it is evaluated.
         observes: the observation keys, as ``train --obs`` takes them; empty for the data's own.
-            Where some are left out, no share of the training budget is tried.
+            Where they are others than its own, no share of the training budget is tried.
         cost: the method whose training step costs as much, where that is another one, of which
             this is a variant.
         episodes: most evaluation starts, where it acts so slowly that a task's would take hours.
@@ -104,8 +104,8 @@ class BenchTask:
         seeds: of training.
         episodes: evaluation starts.
         methods: names of the study's methods.
-        shares: of the budget that trainings of the first seed get, the whole of it first, and
-            multiples of it.
+        shares: of the budget that trainings of the first seed get, the whole of it first; 4 is
+            four times as much.
         preset: size of the network.
     """
 

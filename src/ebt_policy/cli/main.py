@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], None] = options.command
         command(options)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except BrokenPipeError:
-        if not _is_unread(sys.stdout.fileno()):
+        if not _is_unread(sys.stdout):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of it
         return 1
@@ -69,10 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _is_unread(output: int) -> bool:
-    """Whether a pipe's reader is gone, as ``| head`` is when it has seen enough."""
-    pipe = select.poll()
-    pipe.register(output, 0)
+def _is_unread(output: Any) -> bool:
+    """Whether the reader of a pipe is gone, as ``| head`` is when it has seen enough."""
+    try:
+        pipe = select.poll()
+        pipe.register(output, 0)
+    except (TypeError, OSError):  # no output at all, or not one of the system's
+        return False
     return bool(pipe.poll(0))
 
 
