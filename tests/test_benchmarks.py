@@ -219,10 +219,37 @@ def test_claims_of_the_annealed_energy_are_of_several_trainings(tmp_path: Path) 
             "| +0.500 [+0.410, +0.600], 2 × 100 | holds |",
             f"| two steps of `annealed` are {below} DDIM-10 of predicted actions: {command} "
             "| +0.000 [-0.019, +0.019], 2 × 100 | holds |",
+            f"| the mean of 16 of `annealed` is {below} DDIM-10: {command} "
+            "| +0.000 [-0.019, +0.019], 2 × 100 | holds |",
             f"| the mean of 16 of `annealed` is {below} the mean of 16 by DDIM-10: {command} "
             "| -0.500 [-0.600, -0.410], 2 × 100 | does not hold |",
         ],
     ]
+
+
+def test_a_longer_training_is_claimed_by_itself(tmp_path: Path) -> None:
+    write_cost(
+        tmp_path / "objectives", ms=384_000.0
+    )  # four times 960 s are the 10 steps of ``line``
+    for method, act, rate in (
+        ("annealed", "2 steps", 0.2), ("annealed", MEAN.name, 0.9), ("diffusion", "DDIM-10", 0.4)
+    ):  # fmt: skip
+        (cell,) = manipulation.TASKS.cells([f"robosuite-ToolHang/200@400/{method}/0"])
+        scores = [1.0] * int(50 * rate) + [0.0] * int(50 - 50 * rate)
+        runner._append(results_file(cell, tmp_path / "tasks"), line(cell, act, scores))
+    page = tmp_path / "claims.md"
+    page.write_text("<!-- table: claims --><!-- end --><!-- table: compute --><!-- end -->")
+    render_claims(page, tmp_path)
+    where = "Tool Hang, 4 × the training | `bench tasks --only 'robosuite-ToolHang/*@400/*'`"
+    text = page.read_text()
+    for row in (
+        f"| two steps of `annealed` succeed in 0.6: {where} | 0.200 [",
+        f"| two steps of `annealed` are at most 0.03 below DDIM-10: {where} | -0.200 [",
+        f"| the mean of 16 of `annealed` succeeds in 0.6: {where} | 0.900 [",
+        f"| the mean of 16 of `annealed` is at most 0.03 below DDIM-10: {where} | +0.500 [",
+        "| Tool Hang | diffusion | DDIM-10 | 0.40 (",
+    ):
+        assert row in text, text
 
 
 def test_predicted_actions_are_compared_with_noise_seed_by_seed(tmp_path: Path) -> None:

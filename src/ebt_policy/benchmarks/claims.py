@@ -7,6 +7,7 @@ A claim *holds* where the 95% interval says so, *does not hold* where it says th
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,17 +73,19 @@ THEIRS = {  # by method and way of acting
     ("regression", "1 evaluation"): Their("regression", "regression"),
 }  # fmt: skip
 # Ways of acting by an energy, what the claims call them and what they are compared with; those of
-# the annealed one, sample with sample and mean with mean, where it was trained more than once.
+# the annealed one where there are several trainings of it, or longer ones.
 _COMPARED = {
-    (OURS, "two steps are"): tuple(THEIRS),
-    (("annealed", "2 steps"), "two steps of `annealed` are"): (
+    OURS: ("two steps", "are", "succeed", tuple(THEIRS)),
+    ("annealed", "2 steps"): ("two steps of `annealed`", "are", "succeed", (
         OURS, ("diffusion", "DDIM-10"), ("diffusion", "DDPM-100"),
         ("diffusion-x0", "DDIM-2"), ("diffusion-x0", "DDIM-10"), ("diffusion-x0", "DDPM-100"),
-    ),
-    (("annealed", objectives.MEAN.name), "the mean of 16 of `annealed` is"): (
+    )),
+    ("annealed", objectives.MEAN.name): ("the mean of 16 of `annealed`", "is", "succeeds", (
+        ("diffusion", "DDIM-10"),
         ("diffusion", "DDIM-10, mean of 16"), ("diffusion-x0", "DDIM-10, mean of 16"),
-    ),
+    )),
 }  # fmt: skip
+_SEVERAL = tuple(_COMPARED)[1:]
 NAMES = {
     "robosuite-Lift": "Lift",
     "robosuite-PickPlaceCan": "Can",
@@ -185,34 +188,36 @@ def _acts(study: str, results: Results) -> list[tuple[str, str]]:
 def _claims(found: Found) -> str:
     """Claim, command, figure, verdict."""
     rows = _expert_claims(found)
-    pairs = [
-        *(
-            (name, results, slug, key, f"bench {study} --only '{slug}/{results.most(slug)}/*'")
-            for name, study, results, slug, key in _tasks(found)
-        ),
-        *(
-            (
-                f"{_arm(task)}, {task.demonstrations[-1]} demonstrations",
-                found.studies["embodiments"], slug, "successes",
-                f"bench embodiments --only '{slug}/*'",
-            )
-            for slug, task in manipulation.EMBODIMENTS.tasks.items()
-        ),
-    ]  # fmt: skip
-    for name, results, slug, key, command in pairs:
-        ours = results.get(slug, *OURS)
-        if ours is not None and name in _TARGETS:
-            rows.append(_reaches(name, command, ours.values(key), _TARGETS[name], "succeed in"))
-        for (which, subject), others in _COMPARED.items():
-            one = results.get(slug, *which)
-            if one is None or (which != OURS and len(one.lines) == 1):
-                continue
-            for their in others:
-                theirs = results.get(slug, *their)
-                gap = None if theirs is None else difference(one, theirs, key)
-                if gap is not None and gap.size:
-                    other = "two steps of `basin`" if their == OURS else THEIRS[their].name
-                    rows.append(_is_not_below(name, command, gap, other, subject))
+    for name, study, results, slug, key in _tasks(found):
+        most = results.most(slug)
+        command, target = f"bench {study} --only '{slug}/", _TARGETS.get(name)
+        groups = {
+            which: group
+            for (*where, method, act), group in results.groups.items()
+            if where == [slug, most]
+            if (which := (method, act)) not in _SEVERAL or len(group.lines) > 1
+        }
+        rows += _method_claims(name, f"{command}{most}/*'", key, groups, target)
+        for share in sorted({share for *_, share in results.partial if share > 1}):
+            groups = {
+                (method, act): group
+                for (task, method, act, part), group in results.partial.items()
+                if (task, part) == (slug, share)
+            }
+            rows += _method_claims(
+                f"{name}, {share:g} × the training", f"{command}*@{100 * share:g}/*'", key,
+                groups, target,
+            )  # fmt: skip
+    for slug, arm in manipulation.EMBODIMENTS.tasks.items():
+        groups = {
+            (method, act): group
+            for (*where, method, act), group in found.studies["embodiments"].groups.items()
+            if where == [slug, arm.demonstrations[-1]]
+        }
+        rows += _method_claims(
+            f"{_arm(arm)}, {arm.demonstrations[-1]} demonstrations",
+            f"bench embodiments --only '{slug}/*'", "successes", groups,
+        )  # fmt: skip
     for slug, name in NAMES.items():
         command = f"`bench recovery --only '{slug}/200/*'`"
         for disturbance in RECOVERIES:
@@ -265,12 +270,46 @@ def _claims(found: Found) -> str:
     return markdown(["claim", "command", "figure [95%]", "verdict"], rows)
 
 
+def _method_claims(
+    name: str,
+    command: str,
+    key: str,
+    groups: Mapping[tuple[str, str], Group],
+    target: float | None = None,
+) -> list[list[str]]:
+    """Of one task: what the energy's ways of acting reach, and are compared with others'.
+
+    Args:
+        name: of the task.
+        command: that gives the results.
+        key: what is measured, ``scores`` or ``successes``.
+        groups: the results by method and way of acting.
+        target: of the successes, if there is one.
+    """  # fmt: skip
+    rows = []
+    for which, (subject, verb, succeeds, others) in _COMPARED.items():
+        one = groups.get(which)
+        if one is None:
+            continue
+        if target is not None and (which == OURS or OURS not in groups):
+            rows.append(
+                _reaches(name, command, one.values(key), target, f"{subject} {succeeds} in")
+            )
+        for their in others:
+            theirs = groups.get(their)
+            gap = None if theirs is None else difference(one, theirs, key)
+            if gap is not None and gap.size:
+                other = "two steps of `basin`" if their == OURS else THEIRS[their].name
+                rows.append(_is_not_below(name, command, gap, other, f"{subject} {verb}"))
+    return rows
+
+
 def _reaches(
     name: str, command: str, values: Float[np.ndarray, "trainings starts"], target: float, does: str
 ) -> list[str]:
     """The row of one claim: the energy policy's figure reaches a target."""
     return [
-        f"two steps {does} {target:g}: {name}", f"`{command}`",
+        f"{does} {target:g}: {name}", f"`{command}`",
         f"{interval(values)}, {_size(values)}",
         _of(values, verdict_of(*bootstrap_crossed(values), target)),
     ]  # fmt: skip
@@ -909,7 +948,7 @@ def _evaluated_claims(
         scores = np.array([[record["score"] for record in ours["records"]]])
         target = targets.get(ours["task"])
         if target is not None:
-            claims.append(_reaches(name, command, scores, target, "score"))
+            claims.append(_reaches(name, command, scores, target, "two steps score"))
         for other in THEIRS.values():
             theirs = results.get(file.replace("-ebt.json", f"-{other.file}.json"))
             if theirs is None:
