@@ -547,7 +547,11 @@ def _compute(found: Found) -> str:
     rows = []
     shares = sorted({share for *_, share in results.partial})
     for slug, name in NAMES.items():
-        for method, act in _acts("tasks", results):
+        for method, act in (
+            (trained.name, act.name)
+            for trained in manipulation.TASKS.methods.values()
+            for act in trained.acts
+        ):
             mine = {s: results.partial.get((slug, method, act, s)) for s in shares}
             measured = {share: group for share, group in mine.items() if group is not None}
             if not measured.keys() - {1.0}:
