@@ -191,6 +191,14 @@ def test_tables_pair_the_starts_that_both_methods_have(tmp_path: Path) -> None:
         render(page, results)
 
 
+def write_success(results: Path, name: str, act: str, rate: float) -> None:
+    """A result of a cell of the tasks, of which the first starts succeed."""
+    (cell,) = manipulation.TASKS.cells([name])
+    won = round(rate * cell.episodes)
+    scores = [1.0] * won + [0.0] * (cell.episodes - won)
+    runner._append(results_file(cell, results / "tasks"), line(cell, act, scores))
+
+
 def test_claims_of_the_annealed_energy_are_of_several_trainings(tmp_path: Path) -> None:
     write_cost(tmp_path / "objectives", ms=90_000.0)  # 900 s are the 10 steps of ``line``
     page = tmp_path / "claims.md"
@@ -201,10 +209,7 @@ def test_claims_of_the_annealed_energy_are_of_several_trainings(tmp_path: Path) 
             ("diffusion", "DDIM-10", 0.5), ("diffusion", "DDIM-10, mean of 16", 1.0),
             ("diffusion-x0", "DDIM-10", 1.0),
         ):  # fmt: skip
-            (cell,) = manipulation.TASKS.cells([f"robosuite-ToolHangFrame/100/{method}/{seed}"])
-            scores = [1.0] * int(100 * rate) + [0.0] * int(100 - 100 * rate)
-            one = line(cell, act, scores)
-            runner._append(results_file(cell, tmp_path / "tasks"), one)
+            write_success(tmp_path, f"robosuite-ToolHangFrame/100/{method}/{seed}", act, rate)
         page.write_text("<!-- table: claims --><!-- end -->")
         render_claims(page, tmp_path)
         rows.append([row for row in page.read_text().splitlines() if "of `annealed`" in row])
@@ -234,9 +239,7 @@ def test_a_longer_training_is_claimed_by_itself(tmp_path: Path) -> None:
     for method, act, rate in (
         ("annealed", "2 steps", 0.2), ("annealed", MEAN.name, 0.9), ("diffusion", "DDIM-10", 0.4)
     ):  # fmt: skip
-        (cell,) = manipulation.TASKS.cells([f"robosuite-ToolHang/200@400/{method}/0"])
-        scores = [1.0] * int(50 * rate) + [0.0] * int(50 - 50 * rate)
-        runner._append(results_file(cell, tmp_path / "tasks"), line(cell, act, scores))
+        write_success(tmp_path, f"robosuite-ToolHang/200@400/{method}/0", act, rate)
     page = tmp_path / "claims.md"
     page.write_text("<!-- table: claims --><!-- end --><!-- table: compute --><!-- end -->")
     render_claims(page, tmp_path)
@@ -259,9 +262,7 @@ def test_predicted_actions_are_compared_with_noise_seed_by_seed(tmp_path: Path) 
         ("diffusion", "DDIM-10", 1, 0.2), ("diffusion-x0", "DDIM-10", 0, 1.0),
         ("diffusion-x0", "DDIM-2", 0, 0.9), ("diffusion", "DDPM-100", 0, 0.1),
     ):  # fmt: skip
-        (cell,) = manipulation.TASKS.cells([f"robosuite-ToolHangFrame/100/{method}/{seed}"])
-        scores = [1.0] * int(100 * rate) + [0.0] * int(100 - 100 * rate)
-        runner._append(results_file(cell, tmp_path / "tasks"), line(cell, act, scores))
+        write_success(tmp_path, f"robosuite-ToolHangFrame/100/{method}/{seed}", act, rate)
     page = tmp_path / "results.md"
     page.write_text("<!-- table: predictions --><!-- end -->")
     render_claims(page, tmp_path)
