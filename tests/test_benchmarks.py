@@ -233,9 +233,8 @@ def test_claims_of_the_annealed_energy_are_of_several_trainings(tmp_path: Path) 
 
 
 def test_a_longer_training_is_claimed_by_itself(tmp_path: Path) -> None:
-    write_cost(
-        tmp_path / "objectives", ms=384_000.0
-    )  # four times 960 s are the 10 steps of ``line``
+    # Four times 960 s are the 10 steps of ``line``.
+    write_cost(tmp_path / "objectives", ms=384_000.0)
     for method, act, rate in (
         ("annealed", "2 steps", 0.2), ("annealed", MEAN.name, 0.9), ("diffusion", "DDIM-10", 0.4)
     ):  # fmt: skip

@@ -189,34 +189,23 @@ def _claims(found: Found) -> str:
     """Claim, command, figure, verdict."""
     rows = _expert_claims(found)
     for name, study, results, slug, key in _tasks(found):
-        most = results.most(slug)
         command, target = f"bench {study} --only '{slug}/", _TARGETS.get(name)
-        groups = {
+        ways = {
             which: group
-            for (*where, method, act), group in results.groups.items()
-            if where == [slug, most]
-            if (which := (method, act)) not in _SEVERAL or len(group.lines) > 1
+            for which, group in results.ways(slug).items()
+            if which not in _SEVERAL or len(group.lines) > 1
         }
-        rows += _method_claims(name, f"{command}{most}/*'", key, groups, target)
+        rows += _method_claims(name, f"{command}{results.most(slug)}/*'", key, ways, target)
         for share in sorted({share for *_, share in results.partial if share > 1}):
-            groups = {
-                (method, act): group
-                for (task, method, act, part), group in results.partial.items()
-                if (task, part) == (slug, share)
-            }
             rows += _method_claims(
                 f"{name}, {share:g} × the training", f"{command}*@{100 * share:g}/*'", key,
-                groups, target,
+                results.ways(slug, share), target,
             )  # fmt: skip
     for slug, arm in manipulation.EMBODIMENTS.tasks.items():
-        groups = {
-            (method, act): group
-            for (*where, method, act), group in found.studies["embodiments"].groups.items()
-            if where == [slug, arm.demonstrations[-1]]
-        }
         rows += _method_claims(
             f"{_arm(arm)}, {arm.demonstrations[-1]} demonstrations",
-            f"bench embodiments --only '{slug}/*'", "successes", groups,
+            f"bench embodiments --only '{slug}/*'", "successes",
+            found.studies["embodiments"].ways(slug),
         )  # fmt: skip
     for slug, name in NAMES.items():
         command = f"`bench recovery --only '{slug}/200/*'`"
@@ -285,13 +274,13 @@ def _method_claims(
         key: what is measured, ``scores`` or ``successes``.
         groups: the results by method and way of acting.
         target: of the successes, if there is one.
-    """  # fmt: skip
+    """
     rows = []
     for which, (subject, verb, succeeds, others) in _COMPARED.items():
         one = groups.get(which)
         if one is None:
             continue
-        if target is not None and (which == OURS or OURS not in groups):
+        if target is not None:
             rows.append(
                 _reaches(name, command, one.values(key), target, f"{subject} {succeeds} in")
             )

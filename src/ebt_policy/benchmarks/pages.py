@@ -98,6 +98,17 @@ class Results:
         """The largest number of demonstrations with results."""
         return max((demos for task, demos, _, _ in self.groups if task == slug), default=0)
 
+    def ways(self, slug: str, share: float = 1.0) -> dict[tuple[str, str], Group]:
+        """All groups of a task by method and way of acting, of the most demonstrations."""
+        if share == 1:
+            most = self.most(slug)
+            return {key[2:]: group for key, group in self.groups.items() if key[:2] == (slug, most)}
+        return {
+            (method, act): group
+            for (task, method, act, part), group in self.partial.items()
+            if (task, part) == (slug, share)
+        }
+
     def get(self, slug: str, method: str, act: str, demos: int | None = None) -> Group | None:
         """One group; by default of the most demonstrations."""
         demos = self.most(slug) if demos is None else demos
