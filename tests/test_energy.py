@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import config, generators, observations, policy
-from ebt_policy.config import PRESETS, DescentConfig, PolicyConfig, StreamConfig
+from ebt_policy.config import PRESETS, BasinConfig, DescentConfig, PolicyConfig, StreamConfig
 from ebt_policy.descent import descend
 from ebt_policy.energy.layers import Attention
 from ebt_policy.energy.model import EnergyModel, GivenEnergy, energy_and_gradient, is_alive
@@ -67,10 +67,14 @@ def test_gradient_agrees_with_finite_differences(form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "form"), [("basin", "residual"), ("basin", "scalar"), ("annealed", "residual")]
-)
-def test_pullback_is_the_gradient_of_autograd(objective: Any, form: Any) -> None:
-    made = policy(objective=objective, form=form).double()
+    ("objective", "form", "split"),
+    [
+        ("basin", "residual", False), ("basin", "scalar", False), ("basin", "residual", True),
+        ("annealed", "residual", False),
+    ],
+)  # fmt: skip
+def test_pullback_is_the_gradient_of_autograd(objective: Any, form: Any, split: bool) -> None:
+    made = policy(objective=objective, form=form, basin=BasinConfig(split=split)).double()
     assert isinstance(made, EnergyPolicy)
     for weight in made.parameters():  # gains and biases of an untrained network are 1 and 0
         weight.data += 0.3 * torch.randn_like(weight)
@@ -163,6 +167,30 @@ def test_proposals_are_ways_of_the_observation_alone() -> None:
     assert other.energy.ways is None
 
 
+def test_split_landscapes_learn_in_transformers_of_their_own_from_one_encoding() -> None:
+    made = policy(basin=BasinConfig(split=True))
+    assert isinstance(made, EnergyPolicy)
+    model = made.energy
+    assert model.far is not None
+    assert model.network.transformer.empty is None  # "no chunk yet" is the far one's alone
+    raw = {k: torch.from_numpy(v) for k, v in observations(4).items()}
+    memory = model.remember(made.normalise_observation(raw))
+    far_loss = sum(part.square().sum() for part in model.proposals(memory))
+    near_loss = model(torch.randn(4, 16, 2), memory).sum()
+
+    def taught(loss: Any, part: torch.nn.Module) -> bool:
+        slopes = torch.autograd.grad(
+            loss, list(part.parameters()), retain_graph=True, allow_unused=True
+        )
+        return any(slope is not None for slope in slopes)
+
+    near = model.network.transformer
+    assert [taught(far_loss, part) for part in (model.far, near)] == [True, False]
+    assert [taught(near_loss, part) for part in (model.far, near)] == [False, True]
+    assert taught(far_loss, model.network.encoder)
+    assert taught(near_loss, model.network.encoder)
+
+
 def test_ways_share_out_two_modes_and_their_frequencies() -> None:
     """Free chunks and logits trained on two modes, 3 to 1: each mode gets a way, and its share."""
     torch.manual_seed(0)
@@ -203,13 +231,15 @@ def test_action_t_sees_observation_s_only_if_t_is_not_before_s() -> None:
     assert not torch.allclose(one[:, 1], other[:, 1], atol=1e-3)
 
 
-def test_observation_is_encoded_once_however_many_descent_steps() -> None:
-    made = policy()
+@pytest.mark.parametrize("split", [False, True])
+def test_observation_is_encoded_once_however_many_descent_steps(split: bool) -> None:
+    made = policy(basin=BasinConfig(split=split))
     assert isinstance(made, EnergyPolicy)
     counts = {"encoder": 0, "keys": 0}
-    network = made.energy.network
+    network, far = made.energy.network, made.energy.far
     network.encoder.register_forward_hook(lambda *_: counts.update(encoder=counts["encoder"] + 1))
-    blocks: Any = network.transformer.blocks
+    blocks: Any = [*network.transformer.blocks, *(far.blocks if far is not None else [])]
+    assert len(blocks) == (4 if split else 2)
     for block in blocks:
         block.cross_attention.key_value.register_forward_hook(
             lambda *_: counts.update(keys=counts["keys"] + 1)
@@ -243,6 +273,23 @@ def test_basin_trains_the_proposals_on_all_and_the_energy_near_the_stated_share(
     assert errors[:, 0, 0].tolist() == pytest.approx([4 + 4 * 1] * 2 + [4] * 6)
     assert points[0].shape == (2, 16, 2)
     assert 0 < (points[0] - 5).abs().max() < 0.5 * 6  # noise of standard deviation up to 0.5
+
+
+def test_basin_weighs_a_wide_noise_by_its_inverse_square_down_to_the_least() -> None:
+    """A landing 1 beside the demonstration counts (noise / max(s, least))^2 times."""
+    torch.manual_seed(0)
+    target = torch.zeros(20_000, 16, 2)
+    settings = BasinConfig(near_share=1.0, ways=1, noise=1.0, least_noise=0.5)
+    errors = basin(
+        lambda x: 0.5 * (x - 1).square().sum((1, 2)),
+        target[:, None], torch.zeros(20_000, 1), target, settings,
+    )  # fmt: skip
+    weights = errors[:, 0, 0]
+    # s is uniform in [0, 1]: half of it is below the least; above it 1 / s^2 falls from 4 to 1.
+    assert weights.min().item() == pytest.approx(1, abs=0.01)
+    assert weights.max().item() == pytest.approx(4, abs=0.01)
+    assert (weights > 3.999).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert weights.mean().item() == pytest.approx(0.5 * 4 + 1, abs=0.05)  # 1/s^2: 2 - 1 beyond
 
 
 def test_smooth_noise_has_mean_square_one_and_is_smooth() -> None:
@@ -344,17 +391,18 @@ def test_annealed_energy_draws_one_of_two_ways_in_ten_steps_and_their_middle_in_
 
 
 @pytest.mark.parametrize(
-    ("objective", "form"),
+    ("objective", "form", "split"),
     [
-        ("basin", "residual"), ("basin", "scalar"), ("annealed", "residual"),
-        ("equilibrium", "residual"),
-        ("equilibrium", "scalar"), ("unrolled", "scalar"),
+        ("basin", "residual", False), ("basin", "scalar", False), ("basin", "residual", True),
+        ("annealed", "residual", False),
+        ("equilibrium", "residual", False), ("equilibrium", "scalar", False),
+        ("unrolled", "scalar", False),
     ],
 )  # fmt: skip
-def test_every_objective_learns_one_chunk(objective: Any, form: Any) -> None:
+def test_every_objective_learns_one_chunk(objective: Any, form: Any, split: bool) -> None:
     from ebt_policy.policies import Batch
 
-    made = policy(objective=objective, form=form)
+    made = policy(objective=objective, form=form, basin=BasinConfig(split=split))
     seen = {k: torch.from_numpy(v) for k, v in observations(16).items()}
     chunk = 80 * torch.sin(torch.arange(32.0)).reshape(1, 16, 2).expand(16, 16, 2)
     batch = Batch(seen, chunk, torch.ones(16, 16, dtype=torch.bool))

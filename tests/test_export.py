@@ -17,7 +17,7 @@ import torch
 import ebt_policy
 from conftest import NETWORK, observations, policy
 from ebt_policy.cli.main import main
-from ebt_policy.config import DESCENT_DEFAULTS, DescentConfig
+from ebt_policy.config import DESCENT_DEFAULTS, BasinConfig, DescentConfig
 from ebt_policy.policies.base import Draws
 from ebt_policy.policies.files import save_policy
 
@@ -40,6 +40,11 @@ runpy.run_path({example!r}, run_name="__main__")
         (
             {"objective": "equilibrium", "form": "scalar", "descent": EQUILIBRIUM},
             [],
+            ["actions", "plan", "energy"],
+        ),
+        (
+            {"basin": BasinConfig(split=True)},
+            ["descent.starts=3", "descent.pick=mean"],
             ["actions", "plan", "energy"],
         ),
         (

@@ -82,8 +82,9 @@ def test_a_bad_share_is_named() -> None:
         override(policy().config, ["basin.prefix_share=1.5"])
 
 
-def test_nothing_is_learned_about_the_prefix_itself() -> None:
-    made = policy(basin=BasinConfig(prefix_share=1.0, near_share=1.0))
+@pytest.mark.parametrize("split", [False, True])
+def test_nothing_is_learned_about_the_prefix_itself(split: bool) -> None:
+    made = policy(basin=BasinConfig(prefix_share=1.0, near_share=1.0, split=split))
     assert isinstance(made, EnergyPolicy)
     seen = made.normalise_observation({k: torch.from_numpy(v) for k, v in observations(64).items()})
     actions = torch.rand(64, 16, 2)

@@ -241,7 +241,10 @@ class BasinConfig:
 
     Attributes:
         near_share: of a batch, that trains the near landscape.
-        noise: largest standard deviation of what demonstrated chunks are displaced by.
+        noise: largest standard deviation s of what demonstrated chunks are displaced by.
+        least_noise: errors weigh 1 / s^2, below this s no more than at it.
+        split: the far landscape has an action transformer of its own, so that neither of the two
+            learns at the other's cost; they share the encoder of observations.
         ways: K, minima of the far landscape.
         way_width, way_error_share: how narrow a way is.
         prefix_share: of a batch, whose chunks begin with actions that are decided already, for
@@ -250,6 +253,8 @@ class BasinConfig:
 
     near_share: float = 0.25
     noise: float = 0.25
+    least_noise: float = 0.25
+    split: bool = False
     ways: int = 8
     way_width: float = 0.03
     way_error_share: float = 0.5
@@ -258,7 +263,7 @@ class BasinConfig:
     def __post_init__(self) -> None:
         if not 0 < self.near_share <= 1:
             raise UserError(f"basin.near_share = {self.near_share}: it must lie in (0, 1]")
-        _check(self, "noise way_width", above=0)
+        _check(self, "noise least_noise way_width", above=0)
         _check(self, "way_error_share", least=0)
         if not 0 <= self.prefix_share <= 1:
             raise UserError(f"basin.prefix_share = {self.prefix_share}: it must lie in [0, 1]")

@@ -18,6 +18,7 @@ ONE_STEP = Act("1 step", ("descent.steps=1",))
 _MEAN_OF_SAMPLES = Act("DDIM-10, mean of 16", ("diffusion.ddim_steps=10", "diffusion.samples=16"))
 _ACTS = {
     "basin": (TWO_STEPS, ONE_STEP, ADAPTIVE),
+    "split": (replace(MEAN, core=True), ONE_STEP),
     "annealed": (TWO_STEPS, Act("3 steps", ("descent.steps=3",)), MEAN),
     "diffusion": (*DRAWN[1:], _MEAN_OF_SAMPLES),
     "diffusion-x0": (*DRAWN, _MEAN_OF_SAMPLES),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ebt_policy.benchmarks.study import LANDSCAPE, QUALITY, Act, BenchTask, Method, Study
 
 
@@ -32,6 +34,11 @@ METHODS = {
         )),
         Method("one-way", "ebt", (*_steps(1, 2, 20), SEVERAL, _QUALITY), ("basin.ways=1",)),
         Method("scalar", "ebt", (*_steps(1, 2, 20), SEVERAL, _QUALITY), ("form=scalar",)),
+        # Two transformers of two blocks each, not one of three: about as many parameters.
+        Method("split", "ebt", (replace(MEAN, core=True), *_steps(1), _QUALITY), (
+            "basin.split=true", "basin.noise=1", "basin.near_share=1", "network.action_blocks=2",
+            "descent.noise=0.3",
+        )),
         Method("annealed", "ebt", (*_steps(1, 2, 3, 10, core=(2,)), MEAN, _QUALITY),
                objective="annealed", batch_size=128),
         Method("equilibrium", "ebt", (*_steps(2, 10, 50), _QUALITY), objective="equilibrium"),

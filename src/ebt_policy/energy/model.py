@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ebt_policy.config import EnergyForm, PolicyConfig
 from ebt_policy.energy.layers import RMSNorm, Tape
-from ebt_policy.energy.transformer import Memory, Network, repeat_memory
+from ebt_policy.energy.transformer import Memory, Network, action_transformer, repeat_memory
 from ebt_policy.shapes import Bool, Float, Int
 
 Energy = Callable[[Float[Tensor, "b t a"]], Float[Tensor, "b"]]
@@ -79,15 +79,22 @@ class EnergyModel(nn.Module):
         self.is_annealed = config.policy == "ebt" and config.objective == "annealed"
         self.dropout = config.network.attention_dropout
         has_ways = config.policy == "ebt" and config.objective == "basin"
+        is_split = has_ways and config.basin.split
         self.network = Network(
             config, levels=self.is_annealed, extra_outputs=int(config.form == "residual"),
-            empty=has_ways,
+            empty=has_ways and not is_split,
         )  # fmt: skip
+        self.far = action_transformer(config, empty=True) if is_split else None
         self.ways = Ways(config) if has_ways else None
 
     def remember(self, observation: dict[str, Float[Tensor, "b s ..."]]) -> Memory:
-        """Encode an observation once; the result serves any number of energy evaluations."""
-        return self.network.remember(observation)
+        """Encode an observation once; the result serves any number of energy evaluations.
+
+        Where the far landscape has a transformer of its own, its keys and values come last.
+        """
+        tokens = self.network.encoder(observation)
+        memory = self.network.transformer.remember(tokens)
+        return memory if self.far is None else memory + self.far.remember(tokens)
 
     def forward(
         self,
@@ -103,7 +110,10 @@ class EnergyModel(nn.Module):
             level: t of an annealed energy, 1 if it is not given; the other energies have none.
         """
         level = self._level(actions, level)
-        return self._energy(actions, self.network(actions, memory, level), level)
+        return self._energy(actions, self.network(actions, self._near(memory), level), level)
+
+    def _near(self, memory: Memory) -> Memory:
+        return memory[: len(self.network.transformer.blocks)]
 
     def _level(
         self, actions: Float[Tensor, "b t a"], level: Float[Tensor, b] | None
@@ -137,7 +147,7 @@ class EnergyModel(nn.Module):
         """
         transformer, tape = self.network.transformer, Tape()
         level = self._level(actions, level)
-        outputs = transformer(actions, memory, level, tape)
+        outputs = transformer(actions, self._near(memory), level, tape)
         values = self._energy(actions, outputs, level)
         if self.form == "scalar":
             return values, transformer.pullback(torch.ones_like(outputs), tape)
@@ -162,7 +172,10 @@ class EnergyModel(nn.Module):
         """
         assert self.ways is not None
         actions, free = (None, None) if prefix is None else (prefix.actions, prefix.free)
-        return self.ways(self.network.transformer.tokens(actions, memory, free=free))
+        transformer = self.network.transformer
+        if self.far is not None:
+            transformer, memory = self.far, memory[len(self.network.transformer.blocks) :]
+        return self.ways(transformer.tokens(actions, memory, free=free))
 
     def given(self, memory: Memory, starts: int = 1) -> GivenEnergy:
         """The energy under one observation per sample, each repeated for ``starts`` chunks."""

@@ -135,6 +135,17 @@ class ActionTransformer(nn.Module):
         return tokens
 
 
+def action_transformer(
+    config: PolicyConfig, levels: bool = False, extra_outputs: int = 0, empty: bool = False
+) -> ActionTransformer:
+    """The action transformer of a policy's configuration."""
+    windows = config.windows
+    return ActionTransformer(
+        config.network, windows.observation_steps, windows.horizon, config.action_dim, levels,
+        extra_outputs, empty,
+    )  # fmt: skip
+
+
 class Network(nn.Module):
     """Observation encoder and action transformer: the same network for every policy.
 
@@ -150,12 +161,8 @@ class Network(nn.Module):
         self, config: PolicyConfig, levels: bool, extra_outputs: int = 0, empty: bool = False
     ) -> None:
         super().__init__()
-        windows = config.windows
         self.encoder = ObservationEncoder(config)
-        self.transformer = ActionTransformer(
-            config.network, windows.observation_steps, windows.horizon, config.action_dim, levels,
-            extra_outputs, empty,
-        )  # fmt: skip
+        self.transformer = action_transformer(config, levels, extra_outputs, empty)
 
     def remember(self, observation: dict[str, Float[Tensor, "b s ..."]]) -> Memory:
         """Encode normalised observation streams, once for all uses of the chunk."""

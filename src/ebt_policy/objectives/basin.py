@@ -72,7 +72,8 @@ def basin(
         noise = noise * free[:count]
     point = target + noise
     _, gradient = energy_and_gradient(energy, point)
-    landing = (point - gradient - target).square() * (len(actions) / count)
+    weight = (config.noise / scale.clamp(min=min(config.least_noise, config.noise))).square()
+    landing = weight * (point - gradient - target).square() * (len(actions) / count)
     if free is not None:
         landing = landing * free[:count]
     return torch.cat([errors[:count] + landing, errors[count:]])
