@@ -236,7 +236,8 @@ def test_a_longer_training_is_claimed_by_itself(tmp_path: Path) -> None:
     # Four times 960 s are the 10 steps of ``line``.
     write_cost(tmp_path / "objectives", ms=384_000.0)
     for method, act, rate in (
-        ("annealed", "2 steps", 0.2), ("annealed", MEAN.name, 0.9), ("diffusion", "DDIM-10", 0.4)
+        ("annealed", "2 steps", 0.2), ("annealed", MEAN.name, 0.9), ("diffusion", "DDIM-10", 0.4),
+        ("split", MEAN.name, 0.5),
     ):  # fmt: skip
         write_success(tmp_path, f"robosuite-ToolHang/200@400/{method}/0", act, rate)
     page = tmp_path / "claims.md"
@@ -249,6 +250,8 @@ def test_a_longer_training_is_claimed_by_itself(tmp_path: Path) -> None:
         f"| two steps of `annealed` are at most 0.03 below DDIM-10: {where} | -0.200 [",
         f"| the mean of 16 of `annealed` succeeds in 0.6: {where} | 0.900 [",
         f"| the mean of 16 of `annealed` is at most 0.03 below DDIM-10: {where} | +0.500 [",
+        f"| the mean of 16 of `split` succeeds in 0.6: {where} | 0.500 [",
+        f"| the mean of 16 of `split` is at most 0.03 below DDIM-10: {where} | +0.100 [",
         "| Tool Hang | diffusion | DDIM-10 | 0.40 (",
     ):
         assert row in text, text

@@ -72,8 +72,8 @@ THEIRS = {  # by method and way of acting
     ("mip", "2 evaluations"): Their("MIP", "mip"),
     ("regression", "1 evaluation"): Their("regression", "regression"),
 }  # fmt: skip
-# Ways of acting by an energy, what the claims call them and what they are compared with; those of
-# the annealed one where there are several trainings of it, or longer ones.
+# Ways of acting by an energy, what the claims call them and what they are compared with; those
+# after the first where there are several trainings of them, or longer ones.
 _COMPARED = {
     OURS: ("two steps", "are", "succeed", tuple(THEIRS)),
     ("annealed", "2 steps"): ("two steps of `annealed`", "are", "succeed", (
@@ -83,6 +83,11 @@ _COMPARED = {
     ("annealed", objectives.MEAN.name): ("the mean of 16 of `annealed`", "is", "succeeds", (
         ("diffusion", "DDIM-10"),
         ("diffusion", "DDIM-10, mean of 16"), ("diffusion-x0", "DDIM-10, mean of 16"),
+    )),
+    ("split", objectives.MEAN.name): ("the mean of 16 of `split`", "is", "succeeds", (
+        OURS, ("diffusion", "DDIM-10"), ("diffusion", "DDPM-100"),
+        ("diffusion", "DDIM-10, mean of 16"), ("diffusion-x0", "DDIM-10"),
+        ("diffusion-x0", "DDIM-10, mean of 16"), ("mip", "2 evaluations"),
     )),
 }  # fmt: skip
 _SEVERAL = tuple(_COMPARED)[1:]

@@ -5,7 +5,7 @@ ways p_k(o) that the observation alone suggests (``EnergyModel.proposals``); nea
 E(o, x):
 
     L = sum over k of w_k || p_k(o) - a ||^2  -  c sum over k of r_k log pi_k(o)          (far)
-      + || x - dE(o, x)/dx - a ||^2,      x = a + s n,      s ~ U(0, noise)               (near)
+      + w(s) || x - dE(o, x)/dx - a ||^2, x = a + s n,      s ~ U(0, noise)               (near)
 
 Far: r is the responsibility of way k for the demonstration under pi_k exp(-e_k^2 / 2 width^2) with
 e_k the root mean square error of way k and
@@ -20,10 +20,17 @@ ways are drawn to theirs alone. (Relaxed winner-takes-all, Rupprecht et al. 2017
 draws all of them, and so a rare way towards the mean of the others.) With one way this is plain
 regression. One forward and one backward pass, for the whole batch.
 
-Near: n is smooth or white noise, half and half. At the optimum dE/dx = x - E[a | o, x] (Tweedie):
-the landscape is a bowl of curvature one around every demonstrated way, so the step is 1 and nothing
-is left to tune. This needs a double backward (compiled, one through the layers' pullbacks), on
-``near_share`` of the batch.
+Near: n is smooth or white noise, half and half, and w(s) = (noise / max(s, least_noise))^2, which
+is 1 unless the noise is wide. At the optimum dE/dx = x - E[a | o, x] (Tweedie): the landscape is a
+bowl of curvature one around every demonstrated way, so the step is 1 and nothing is left to tune.
+This needs a double backward (compiled, one through the layers' pullbacks), on ``near_share`` of the
+batch.
+
+Split: one network for both learns the coarse at the cost of the fine. With an action transformer
+each, the far one may know every demonstration by heart and the near one, which sees wide noise in
+every chunk, does not. Acting, the chunk of a way is walked away from by ``descent.noise``, several
+times at once, and the mean of where the steps lead is executed: one step down the energy smoothed
+over that noise.
 
 For real-time chunking some chunks begin with a prefix of actions that are decided already (cf.
 Black et al. 2025, arXiv 2506.07339): both landscapes see it as it is, and learn the rest alone.
