@@ -185,6 +185,7 @@ def test_split_landscapes_learn_in_transformers_of_their_own_from_one_encoding()
         return any(slope is not None for slope in slopes)
 
     near = model.network.transformer
+    assert len(model.given(memory, starts=3).memory) == len(near.blocks)
     assert [taught(far_loss, part) for part in (model.far, near)] == [True, False]
     assert [taught(near_loss, part) for part in (model.far, near)] == [False, True]
     assert taught(far_loss, model.network.encoder)
@@ -290,6 +291,14 @@ def test_basin_weighs_a_wide_noise_by_its_inverse_square_down_to_the_least() -> 
     assert weights.max().item() == pytest.approx(4, abs=0.01)
     assert (weights > 3.999).float().mean().item() == pytest.approx(0.5, abs=0.02)
     assert weights.mean().item() == pytest.approx(0.5 * 4 + 1, abs=0.05)  # 1/s^2: 2 - 1 beyond
+    with pytest.raises(UserError, match=r"basin.least_noise = 0.5: at most basin.noise = 0.25"):
+        BasinConfig(least_noise=0.5)
+
+
+@pytest.mark.parametrize("changes", [{"policy": "ibc"}, {"objective": "annealed"}])
+def test_one_landscape_is_not_split(changes: Any) -> None:
+    with pytest.raises(UserError, match=r"basin.split = true: policy = .* has one landscape"):
+        config(basin=BasinConfig(split=True), **changes)
 
 
 def test_smooth_noise_has_mean_square_one_and_is_smooth() -> None:

@@ -24,7 +24,13 @@ from safetensors.torch import load_file
 from conftest import NETWORK, episodes, generators
 from ebt_policy import load_policy
 from ebt_policy.cli.main import main
-from ebt_policy.config import DESCENT_DEFAULTS, PolicyConfig, StreamConfig, TrainingConfig
+from ebt_policy.config import (
+    DESCENT_DEFAULTS,
+    BasinConfig,
+    PolicyConfig,
+    StreamConfig,
+    TrainingConfig,
+)
 from ebt_policy.demonstrations import open_demonstrations
 from ebt_policy.demonstrations.robomimic import Episode, write_robomimic
 from ebt_policy.errors import UserError
@@ -425,7 +431,8 @@ def test_two_processes_train_on_the_same_global_batch(tmp_path: Path, hdf5: Path
     scalar = replace(
         POLICY, objective="equilibrium", form="scalar", descent=DESCENT_DEFAULTS["equilibrium"]
     )
-    for name, energy in (("scalar", scalar), ("basin", POLICY)):
+    split = replace(POLICY, basin=BasinConfig(split=True))  # its far transformer's stem neither
+    for name, energy in (("scalar", scalar), ("basin", POLICY), ("split", split)):
         subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
              "--master-port=29520", str(script), str(hdf5), str(tmp_path / name), to_json(energy),
@@ -482,16 +489,19 @@ def test_compiled_training_takes_the_same_steps(tmp_path: Path, hdf5: Path) -> N
     from ebt_policy.config import to_json
 
     same_noise = "import torch._inductor.config as c; c.fallback_random = True\n" + CHILD
-    for policy in (POLICY, replace(POLICY, policy="diffusion")):
+    split = replace(POLICY, basin=BasinConfig(split=True, noise=1.0, least_noise=0.25))
+    for name, policy in (
+        ("basin", POLICY), ("split", split), ("diffusion", replace(POLICY, policy="diffusion"))
+    ):  # fmt: skip
         weights = []
         for compiled in (False, True):
-            run = tmp_path / f"{policy.policy}-{compiled}"
+            run = tmp_path / f"{name}-{compiled}"
             config = replace(STEPS, steps=5, compile=compiled)
             command = [sys.executable, "-c", same_noise, str(hdf5), str(run)]
             subprocess.run([*command, to_json(policy), to_json(config)], check=True)
             weights.append(load_file(run / "model.safetensors"))
-        for name, value in weights[0].items():
-            assert torch.allclose(weights[1][name], value, atol=1e-4), name
+        for key, value in weights[0].items():
+            assert torch.allclose(weights[1][key], value, atol=1e-4), (name, key)
 
 
 def test_compiling_without_a_compiler_says_so(

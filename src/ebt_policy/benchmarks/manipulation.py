@@ -1,9 +1,10 @@
 """The studies behind ``docs/claims.md``: the paper's manipulation tasks and its claims.
 
 Recovery, shift and compute look at the policies that the first study has trained; scale and
-embodiments train their own. The ways of acting that are compared: two descent steps and steps
-until they no longer move the chunk, against a Diffusion Policy's ten and hundred and the mean of
-sixteen of its samples, two-step and one-step regression, and implicit behavioural cloning.
+embodiments train their own. The ways of acting that are compared: two descent steps, from one or
+from sixteen starts, and steps until they no longer move the chunk, against a Diffusion Policy's
+ten and hundred and the mean of sixteen of its samples, two-step and one-step regression, and
+implicit behavioural cloning.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ COLOURS = {
     "basin": "#1b6ca8", "one-way": "#2f8f9d", "scalar": "#12324a",
     "equilibrium": "#6aa5cf", "unrolled": "#a9c9e4", "diffusion": "#d1642b",
     "flow": "#c9a227", "mip": "#4c9a52", "regression": "#7d6b9e", "ibc": "#8a8a8a",
-    "annealed": "#3d4fb5", "diffusion-x0": "#8f3d14", "split": "#0f3f66",
+    "annealed": "#3d4fb5", "diffusion-x0": "#8f3d14", "split": "#b5338a",
 }  # fmt: skip
 _METAWORLD = [slug for slug in TASKS if slug.startswith("metaworld")]
 _STEPS = re.compile(r"^(\d+) steps?$")

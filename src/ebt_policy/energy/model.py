@@ -84,7 +84,7 @@ class EnergyModel(nn.Module):
             config, levels=self.is_annealed, extra_outputs=int(config.form == "residual"),
             empty=has_ways and not is_split,
         )  # fmt: skip
-        self.far = action_transformer(config, empty=True) if is_split else None
+        self.far = action_transformer(config, empty=True, head=False) if is_split else None
         self.ways = Ways(config) if has_ways else None
 
     def remember(self, observation: dict[str, Float[Tensor, "b s ..."]]) -> Memory:
@@ -179,6 +179,7 @@ class EnergyModel(nn.Module):
 
     def given(self, memory: Memory, starts: int = 1) -> GivenEnergy:
         """The energy under one observation per sample, each repeated for ``starts`` chunks."""
+        memory = self._near(memory)
         return GivenEnergy(self, repeat_memory(memory, starts) if starts > 1 else memory)
 
 

@@ -38,6 +38,7 @@ class ActionTransformer(nn.Module):
         levels: whether there is a noise-level (or diffusion-time) input.
         extra_outputs: outputs per token beyond ``action_dim``.
         empty: whether there are learned tokens for "no chunk yet".
+        head: whether it has one; without, its outputs are the tokens.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class ActionTransformer(nn.Module):
         levels: bool,
         extra_outputs: int = 0,
         empty: bool = False,
+        head: bool = True,
     ) -> None:
         super().__init__()
         width = network.width
@@ -59,9 +61,13 @@ class ActionTransformer(nn.Module):
             else None
         )
         self.blocks = nn.ModuleList(ActionBlock(network) for _ in range(network.action_blocks))
-        self.head = Chain(
-            RMSNorm(width), nn.Linear(width, width), nn.GELU("tanh"),
-            nn.Linear(width, action_dim + extra_outputs),
+        self.head = (
+            Chain(
+                RMSNorm(width), nn.Linear(width, width), nn.GELU("tanh"),
+                nn.Linear(width, action_dim + extra_outputs),
+            )
+            if head
+            else Chain()
         )  # fmt: skip
         self.empty = nn.Parameter(torch.randn(horizon, width) * 0.02) if empty else None
         actions = torch.arange(horizon)
@@ -136,13 +142,14 @@ class ActionTransformer(nn.Module):
 
 
 def action_transformer(
-    config: PolicyConfig, levels: bool = False, extra_outputs: int = 0, empty: bool = False
-) -> ActionTransformer:
-    """The action transformer of a policy's configuration."""
+    config: PolicyConfig, levels: bool = False, extra_outputs: int = 0, empty: bool = False,
+    head: bool = True,
+) -> ActionTransformer:  # fmt: skip
+    """The action transformer of a policy's configuration; see :class:`ActionTransformer`."""
     windows = config.windows
     return ActionTransformer(
         config.network, windows.observation_steps, windows.horizon, config.action_dim, levels,
-        extra_outputs, empty,
+        extra_outputs, empty, head,
     )  # fmt: skip
 
 

@@ -20,17 +20,17 @@ ways are drawn to theirs alone. (Relaxed winner-takes-all, Rupprecht et al. 2017
 draws all of them, and so a rare way towards the mean of the others.) With one way this is plain
 regression. One forward and one backward pass, for the whole batch.
 
-Near: n is smooth or white noise, half and half, and w(s) = (noise / max(s, least_noise))^2, which
-is 1 unless the noise is wide. At the optimum dE/dx = x - E[a | o, x] (Tweedie): the landscape is a
-bowl of curvature one around every demonstrated way, so the step is 1 and nothing is left to tune.
-This needs a double backward (compiled, one through the layers' pullbacks), on ``near_share`` of the
-batch.
+Near: n is smooth or white noise, half and half, and w(s) is 1, or (noise / max(s, least_noise))^2
+if there is a ``least_noise``: without it the errors of wide noise hide those of little noise. At
+the optimum dE/dx = x - E[a | o, x] (Tweedie): the landscape is a bowl of curvature one around every
+demonstrated way, so the step is 1 and nothing is left to tune. This needs a double backward
+(compiled, one through the layers' pullbacks), on ``near_share`` of the batch.
 
-Split: one network for both learns the coarse at the cost of the fine. With an action transformer
-each, the far one may know every demonstration by heart and the near one, which sees wide noise in
-every chunk, does not. Acting, the chunk of a way is walked away from by ``descent.noise``, several
-times at once, and the mean of where the steps lead is executed: one step down the energy smoothed
-over that noise.
+Split: in one transformer the far landscape, which may learn every demonstration by heart, spoils
+the near one for acting precisely. With ``split`` each has its own; they share the encoder of
+observations. It is meant for wide noise: the chunk of a way, walked away from by
+``descent.noise`` several times at once, and the mean of where the steps lead (``descent.pick``) is
+one step down the energy smoothed over that noise.
 
 For real-time chunking some chunks begin with a prefix of actions that are decided already (cf.
 Black et al. 2025, arXiv 2506.07339): both landscapes see it as it is, and learn the rest alone.
@@ -79,8 +79,9 @@ def basin(
         noise = noise * free[:count]
     point = target + noise
     _, gradient = energy_and_gradient(energy, point)
-    weight = (config.noise / scale.clamp(min=min(config.least_noise, config.noise))).square()
-    landing = weight * (point - gradient - target).square() * (len(actions) / count)
+    landing = (point - gradient - target).square() * (len(actions) / count)
+    if config.least_noise is not None:
+        landing = landing * (config.noise / scale.clamp(min=config.least_noise)).square()
     if free is not None:
         landing = landing * free[:count]
     return torch.cat([errors[:count] + landing, errors[count:]])

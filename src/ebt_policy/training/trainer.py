@@ -168,6 +168,8 @@ class Trainer:
         torch.set_num_threads(config.threads)
         # A scalar head's last bias does not move the energy's gradient: it has none.
         unused = policy_config.policy in ("ebt", "ibc") and policy_config.form == "scalar"
+        # Without prefixes the far landscape sees no chunk.
+        unused = unused or policy_config.basin.split
         # A pretrained backbone has parts that only its own training used.
         unused = unused or policy_config.vision.encoder == "pretrained"
         self.accelerator = Accelerator(
