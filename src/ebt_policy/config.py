@@ -243,7 +243,7 @@ class BasinConfig:
         near_share: of a batch, that trains the near landscape.
         noise: largest standard deviation s of what demonstrated chunks are displaced by.
         least_noise: errors of a chunk displaced by s weigh (noise / s)^2, below this s as at it;
-            None weighs all alike.
+            where no noise is wider they weigh alike.
         split: the far landscape has an action transformer of its own, so that neither of the two
             learns at the other's cost; they share the encoder of observations.
         ways: K, minima of the far landscape.
@@ -254,7 +254,7 @@ class BasinConfig:
 
     near_share: float = 0.25
     noise: float = 0.25
-    least_noise: float | None = None
+    least_noise: float = 0.25
     split: bool = False
     ways: int = 8
     way_width: float = 0.03
@@ -265,10 +265,6 @@ class BasinConfig:
         if not 0 < self.near_share <= 1:
             raise UserError(f"basin.near_share = {self.near_share}: it must lie in (0, 1]")
         _check(self, "noise least_noise way_width", above=0)
-        if self.least_noise is not None and self.least_noise > self.noise:
-            raise UserError(
-                f"basin.least_noise = {self.least_noise}: at most basin.noise = {self.noise}"
-            )
         _check(self, "way_error_share", least=0)
         if not 0 <= self.prefix_share <= 1:
             raise UserError(f"basin.prefix_share = {self.prefix_share}: it must lie in [0, 1]")

@@ -36,8 +36,8 @@ METHODS = {
         Method("scalar", "ebt", (*_steps(1, 2, 20), SEVERAL, _QUALITY), ("form=scalar",)),
         # Two transformers of two blocks each, not one of three: a fifth more parameters.
         Method("split", "ebt", (replace(MEAN, core=True), *_steps(1), _QUALITY), (
-            "basin.split=true", "basin.noise=1", "basin.least_noise=0.25", "basin.near_share=1",
-            "network.action_blocks=2", "descent.noise=0.3",
+            "basin.split=true", "basin.noise=1", "basin.near_share=1", "network.action_blocks=2",
+            "descent.noise=0.3",
         )),
         Method("annealed", "ebt", (*_steps(1, 2, 3, 10, core=(2,)), MEAN, _QUALITY),
                objective="annealed", batch_size=128),

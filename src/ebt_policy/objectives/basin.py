@@ -20,11 +20,11 @@ ways are drawn to theirs alone. (Relaxed winner-takes-all, Rupprecht et al. 2017
 draws all of them, and so a rare way towards the mean of the others.) With one way this is plain
 regression. One forward and one backward pass, for the whole batch.
 
-Near: n is smooth or white noise, half and half, and w(s) is 1, or (noise / max(s, least_noise))^2
-if there is a ``least_noise``: without it the errors of wide noise hide those of little noise. At
-the optimum dE/dx = x - E[a | o, x] (Tweedie): the landscape is a bowl of curvature one around every
-demonstrated way, so the step is 1 and nothing is left to tune. This needs a double backward
-(compiled, one through the layers' pullbacks), on ``near_share`` of the batch.
+Near: n is smooth or white noise, half and half, and w(s) = max(1, noise / max(s, least_noise))^2.
+It is 1 with the default noise; the errors of wider noise would hide those of little noise without
+it. At the optimum dE/dx = x - E[a | o, x] (Tweedie): the landscape is a bowl of curvature one
+around every demonstrated way, so the step is 1 and nothing is left to tune. This needs a double
+backward (compiled, one through the layers' pullbacks), on ``near_share`` of the batch.
 
 Split: in one transformer the far landscape, which may learn every demonstration by heart, spoils
 the near one for acting precisely. With ``split`` each has its own; they share the encoder of
@@ -79,9 +79,8 @@ def basin(
         noise = noise * free[:count]
     point = target + noise
     _, gradient = energy_and_gradient(energy, point)
-    landing = (point - gradient - target).square() * (len(actions) / count)
-    if config.least_noise is not None:
-        landing = landing * (config.noise / scale.clamp(min=config.least_noise)).square()
+    weight = (config.noise / scale.clamp(min=config.least_noise)).clamp(min=1).square()
+    landing = weight * (point - gradient - target).square() * (len(actions) / count)
     if free is not None:
         landing = landing * free[:count]
     return torch.cat([errors[:count] + landing, errors[count:]])
