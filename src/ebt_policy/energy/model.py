@@ -79,12 +79,12 @@ class EnergyModel(nn.Module):
         self.is_annealed = config.policy == "ebt" and config.objective == "annealed"
         self.dropout = config.network.attention_dropout
         has_ways = config.policy == "ebt" and config.objective == "basin"
-        is_split = has_ways and config.basin.split
+        split = config.basin.split  # which the configuration allows with ways alone
         self.network = Network(
             config, levels=self.is_annealed, extra_outputs=int(config.form == "residual"),
-            empty=has_ways and not is_split,
+            empty=has_ways and not split,
         )  # fmt: skip
-        self.far = action_transformer(config, empty=True, head=False) if is_split else None
+        self.far = action_transformer(config, empty=True, head=False) if split else None
         self.ways = Ways(config) if has_ways else None
 
     def remember(self, observation: dict[str, Float[Tensor, "b s ..."]]) -> Memory:

@@ -26,9 +26,9 @@ it. At the optimum dE/dx = x - E[a | o, x] (Tweedie): the landscape is a bowl of
 around every demonstrated way, so the step is 1 and nothing is left to tune. This needs a double
 backward (compiled, one through the layers' pullbacks), on ``near_share`` of the batch.
 
-Split: in one transformer the far landscape, which may learn every demonstration by heart, spoils
-the near one for acting precisely. With ``split`` each has its own; they share the encoder of
-observations. It is meant for wide noise: the chunk of a way, walked away from by
+Split: in one transformer the far landscape, which learns the demonstrations by heart, seems to cost
+the near one precision. With ``split`` each has its own; they share the encoder of observations. It
+is meant for wide noise: the chunk of a way, walked away from by
 ``descent.noise`` several times at once, and the mean of where the steps lead (``descent.pick``) is
 one step down the energy smoothed over that noise.
 
